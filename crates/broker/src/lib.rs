@@ -1,0 +1,1 @@
+//! runner-guestd: the privileged broker that makes the guests.

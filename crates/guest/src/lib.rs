@@ -1,0 +1,1 @@
+//! The guest engine: the only caller of systemd, machined, mounts and namespaces.

@@ -1,0 +1,1 @@
+//! runnerctl and ci-nspawn-run: what an operator types.

@@ -1,0 +1,1 @@
+//! Images by content: import, verify, unpack, references, leases.

@@ -1,0 +1,1 @@
+//! Development only: the official runner's stand-in.

@@ -1,0 +1,1 @@
+//! The broker's private D-Bus interface, as both ends see it.
