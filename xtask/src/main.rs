@@ -1,3 +1,201 @@
-//! Developer commands.
+//! Developer commands, run as `cargo xtask COMMAND`.
 
-fn main() {}
+mod check;
+mod child;
+mod lab;
+mod manifest;
+mod progress;
+mod sim;
+mod workspace;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use lab::{Lab, Request, Suite};
+use workspace::{Profile, Workspace};
+
+/// Exit code for our own failures where a program's code is passed on.
+const OWN_FAILURE: u8 = 125;
+
+/// Developer commands of runner-appliance.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask lab up                         boot the lab host, build and install everything there
+  cargo xtask lab exec -- journalctl -f      run a program in it
+  cargo xtask lab exec --user runner -- id
+  cargo xtask sim docs/examples/hello.yml    run a workflow's job there, as the official runner would
+  cargo xtask lab down                       remove it and all it left
+  cargo xtask test                           format, clippy, unit tests, lab tests";
+
+#[derive(Subcommand)]
+enum Command {
+    /// The lab host: a nested machine with its own systemd, where the product is installed and tested
+    #[command(subcommand)]
+    Lab(LabCommand),
+    /// Run a job of a workflow file in the lab host, by the official runner's stand-in and as its user
+    #[command(after_help = "Exit status: the stand-in's, 0 or 1 with the job; 125 if we failed.\n\nExamples:\n  \
+                            cargo xtask sim docs/examples/hello.yml\n  \
+                            cargo xtask sim docs/examples/hello.yml build -- --cancel-after 2")]
+    Sim {
+        #[command(flatten)]
+        which: Which,
+        /// Workflow file; local actions it names are looked for beside it
+        workflow: PathBuf,
+        /// Job id, if the file has several
+        job: Option<String>,
+        /// Further arguments of the stand-in
+        #[arg(last = true)]
+        args: Vec<OsString>,
+    },
+    /// Check format and lints, run unit tests and lab tests, count what was skipped
+    #[command(after_help = "With CI=true in the environment a skipped test is a failure.\n\nExamples:\n  \
+                            cargo xtask test --no-lab\n  cargo xtask test cleanup_job")]
+    Test {
+        #[command(flatten)]
+        which: Which,
+        /// Leave the lab tests out
+        #[arg(long)]
+        no_lab: bool,
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum LabCommand {
+    /// Boot the lab host unless it runs, build the workspace, install what changed, start the units
+    #[command(after_help = "The first call makes the root tree (about 30 s) and compiles; later ones take seconds.")]
+    Up {
+        #[command(flatten)]
+        which: Which,
+        /// Install release builds
+        #[arg(long)]
+        release: bool,
+        /// Only boot the host: build and install nothing
+        #[arg(long)]
+        host_only: bool,
+    },
+    /// Kill the lab host and remove everything it left on this machine, except the cached root tree
+    Down {
+        #[command(flatten)]
+        which: Which,
+        /// The host of every suite
+        #[arg(long, conflicts_with = "suite")]
+        all: bool,
+        /// Remove the cached root tree as well
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Say whether lab hosts run; exit 1 if none does
+    Status {
+        /// Print one JSON object per suite
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a program in the lab host, with our standard streams (or a terminal there) and its exit status
+    #[command(
+        after_help = "Exit status: the program's own, 128 + N if signal N ended it, 127 if there is no such program, 126 if it \
+                            cannot be run, 125 if we failed.\n\nExamples:\n  cargo xtask lab exec -- systemctl status\n  \
+                            cargo xtask lab exec --user runner -- sh -c 'cat >file' <file\n  cargo xtask lab exec -- bash"
+    )]
+    Exec {
+        #[command(flatten)]
+        which: Which,
+        /// User of the lab host, by name or number
+        #[arg(long, value_name = "USER")]
+        user: Option<String>,
+        /// The program and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Copy a file or a folder into the lab host, owned by root
+    #[command(
+        after_help = "Examples:\n  cargo xtask lab put docs/examples /root/examples\n  cargo xtask lab put image.tar /root/"
+    )]
+    Put {
+        #[command(flatten)]
+        which: Which,
+        /// File or folder on this machine
+        source: PathBuf,
+        /// Absolute path in the lab host; a file goes into a target that is a folder or ends with /
+        target: String,
+    },
+    /// Reboot the lab host and wait until it runs again; its files stay
+    Reboot {
+        #[command(flatten)]
+        which: Which,
+        /// Kill all of it at once instead of a clean shutdown
+        #[arg(long)]
+        power_cut: bool,
+    },
+}
+
+#[derive(Args)]
+struct Which {
+    /// Debian release of the lab host
+    #[arg(long, value_enum, default_value_t = Suite::Trixie)]
+    suite: Suite,
+}
+
+impl Which {
+    fn lab(&self) -> Lab {
+        Lab::new(self.suite)
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let passes_status_on = matches!(cli.command, Command::Lab(LabCommand::Exec { .. }) | Command::Sim { .. });
+    match run(cli.command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            progress::note(&format!("error: {error:#}"));
+            ExitCode::from(if passes_status_on { OWN_FAILURE } else { 1 })
+        }
+    }
+}
+
+fn run(command: Command) -> Result<u8> {
+    match command {
+        Command::Lab(command) => run_lab(command),
+        Command::Sim { which, workflow, job, args } => sim::run(which.lab(), &workflow, job.as_deref(), &args),
+        Command::Test { which, no_lab, filter } => {
+            check::run(&Workspace::find()?, &check::Plan { filter, no_lab, suite: which.suite })
+        }
+    }
+}
+
+fn run_lab(command: LabCommand) -> Result<u8> {
+    match command {
+        LabCommand::Up { which, release, host_only } => {
+            let profile = if release { Profile::Release } else { Profile::Dev };
+            which.lab().up(&Workspace::find()?, profile, host_only)?;
+        }
+        LabCommand::Down { which, all, purge } => {
+            let suites = if all { Suite::ALL.to_vec() } else { vec![which.suite] };
+            suites.into_iter().try_for_each(|suite| Lab::new(suite).down(purge))?;
+        }
+        LabCommand::Status { json } => {
+            let mut running = false;
+            for suite in Suite::ALL {
+                running |= Lab::new(suite).status(json)?;
+            }
+            return Ok(u8::from(!running));
+        }
+        LabCommand::Exec { which, user, command } => return which.lab().exec(&Request { user, command }),
+        LabCommand::Put { which, source, target } => which.lab().put(&source, &target)?,
+        LabCommand::Reboot { which, power_cut } => which.lab().reboot(power_cut)?,
+    }
+    Ok(0)
+}

@@ -1,1 +1,7 @@
-//! runnerctl and ci-nspawn-run: what an operator types.
+//! What an operator types: `runnerctl` looks at and operates the appliance, `ci-nspawn-run` runs one program in a guest.
+
+pub mod broker;
+pub mod image;
+pub mod jobs;
+pub mod run;
+pub mod terminal;

@@ -1,1 +1,90 @@
 //! Images by content: import, verify, unpack, references, leases.
+//!
+//! A [`Store`] is a folder only root may enter. It keeps each layer once, unpacked, ready to be a lower directory of an
+//! overlay; images are lists of layers with a configuration, references are names for images. [`Store::resolve`] gives a
+//! [`Lease`]: as long as it lives, in whatever process, nothing of its image is removed.
+//!
+//! Several processes use one store at the same time; locks are `flock(2)` and vanish with their holder. A crash at any
+//! point leaves the old state or the new one, and debris that [`Store::sweep`] removes. All calls block.
+//!
+//! The format on disk is specified in `docs/store-format.md`.
+
+mod archive;
+mod collect;
+mod compression;
+mod config;
+mod copy;
+mod digest;
+mod entries;
+mod error;
+mod import;
+mod layout;
+mod lease;
+mod limits;
+mod lock;
+mod manifest;
+mod source;
+mod tree;
+mod unpack;
+
+use std::path::Path;
+use std::time::SystemTime;
+
+pub use collect::{Removed, Swept};
+pub use config::{Healthcheck, ImageConfig};
+pub use digest::Digest;
+pub use error::{ErrorKind, StoreError};
+pub use import::{Imported, Progress};
+pub use layout::LayerStats;
+pub use lease::Lease;
+pub use limits::Limits;
+pub use source::Source;
+
+/// An image store. Cheap to open; hold one per process.
+#[derive(Debug)]
+pub struct Store {
+    layout: layout::Layout,
+    limits: Limits,
+}
+
+/// One reference in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSummary {
+    /// The reference in its canonical form.
+    pub reference: String,
+    /// Image id: the digest of the configuration.
+    pub image: Digest,
+    /// Digest of the manifest it was imported by, when it had one.
+    pub manifest: Option<Digest>,
+    /// Bytes of file content in all its layers, those shared with other images included.
+    pub size: u64,
+    /// Number of layers.
+    pub layers: usize,
+    /// When the reference got this image.
+    pub imported: SystemTime,
+    /// When it was last resolved, or imported when it never was.
+    pub last_used: SystemTime,
+}
+
+impl Store {
+    /// Opens the store in the folder `root`, and makes it when the folder is absent or empty (its parent must exist).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Incompatible`] for a store of a newer format and for a folder that holds something else.
+    pub fn open(root: &Path) -> Result<Store, StoreError> {
+        Store::open_with(root, Limits::default())
+    }
+
+    /// [`open`](Store::open) with other bounds on imports.
+    ///
+    /// # Errors
+    /// As [`open`](Store::open).
+    pub fn open_with(root: &Path, limits: Limits) -> Result<Store, StoreError> {
+        Ok(Store { layout: layout::Layout::open(root)?, limits })
+    }
+
+    /// The store's folder, without symbolic links.
+    pub fn path(&self) -> &Path {
+        self.layout.path()
+    }
+}

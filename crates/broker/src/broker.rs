@@ -1,0 +1,138 @@
+//! The broker: what all calls share.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use runner_guest::{Engine, Leases, Owner, Places, Restored, restore};
+use runner_model::config::Settings;
+use runner_model::names::JobId;
+use runner_model::passwd;
+use runner_store::Store;
+
+use crate::caller::{Caller, Peer};
+use crate::job::Jobs;
+
+/// What all calls share.
+#[derive(Debug)]
+pub struct Broker {
+    pub(crate) engine: Engine,
+    pub(crate) store: Store,
+    pub(crate) settings: Settings,
+    pub(crate) jobs: Jobs,
+    /// The official runner's user.
+    pub(crate) owner: Owner,
+}
+
+/// Where the broker keeps things.
+#[derive(Debug, Clone)]
+pub struct Folders {
+    /// Our programs.
+    pub programs: PathBuf,
+    /// Images, jobs and the guests' root.
+    pub state: PathBuf,
+    /// Run-time data.
+    pub run: PathBuf,
+}
+
+impl Broker {
+    /// Connects, and removes whatever an earlier life of this process left behind.
+    pub async fn start(settings: Settings, folders: &Folders) -> anyhow::Result<Self> {
+        let owner = owner(&settings.user)?;
+        let places = Places {
+            programs: folders.programs.clone(),
+            tree: folders.state.join("guest-root"),
+            run: folders.run.clone(),
+            jobs: folders.state.join("jobs"),
+        };
+        let leases = Leases::new(settings.uid_range.base, settings.uid_range.count);
+        let engine = Engine::new(places, leases).await?;
+        let store = Store::open(&folders.state.join("images")).context("the image store cannot be opened")?;
+        let broker = Self { engine, store, settings, jobs: Jobs::default(), owner };
+        broker.reap().await?;
+        Ok(broker)
+    }
+
+    async fn reap(&self) -> anyhow::Result<()> {
+        let reaped = self.engine.reap().await?;
+        for (job, receipt) in &reaped {
+            if receipt.left.is_empty() {
+                tracing::info!(job_id = %job, guests = receipt.guests, "reaped the leftovers of job {job}");
+            } else {
+                tracing::error!(job_id = %job, "job {job} could not be reaped whole: {}", receipt.left.join("; "));
+            }
+        }
+        if !reaped.is_empty() {
+            let leases = self.engine.leases().clone();
+            self.bring_home(move |id| leases.contains(id)).await;
+        }
+        Ok(())
+    }
+
+    /// Kills and removes a job, gives its files in the workspace to the runner, and forgets it. What is left, as
+    /// sentences; nothing in the ordinary case.
+    pub(crate) async fn destroy(&self, job: &JobId) -> Vec<String> {
+        let ids = self.jobs.disk_ids(job);
+        let receipt = self.engine.destroy(job).await;
+        self.jobs.remove(job);
+        if let Some(ids) = ids {
+            let base = ids.base();
+            self.bring_home(move |id| id.checked_sub(base).is_some_and(|offset| offset < 65_536)).await;
+        }
+        if receipt.left.is_empty() {
+            tracing::info!(job_id = %job, guests = receipt.guests, "nothing is left of job {job}");
+        } else {
+            tracing::error!(job_id = %job, "left of job {job}: {}", receipt.left.join("; "));
+        }
+        receipt.left
+    }
+
+    /// Gives what containers made in the work folder to the runner.
+    async fn bring_home(&self, foreign: impl Fn(u32) -> bool + Send + 'static) {
+        let (work, owner) = (self.settings.work.clone(), self.owner);
+        let outcome = tokio::task::spawn_blocking(move || restore(&work, owner, &foreign)).await;
+        match outcome {
+            Ok(Ok(Restored { seen, changed })) => {
+                tracing::debug!(seen, changed, "gave files in the work folder to the runner's user");
+            }
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Ok(Err(error)) => tracing::error!("files in the work folder may still belong to a job: {error}"),
+            Err(error) => tracing::error!("files in the work folder may still belong to a job: {error}"),
+        }
+    }
+
+    /// Whether a process may use the broker at all.
+    pub(crate) fn may_call(&self, peer: Peer) -> bool {
+        peer.uid == 0 || peer.uid == self.owner.uid
+    }
+
+    /// A span that puts the job's names on every line logged within.
+    pub(crate) fn span(&self, caller: &Caller, command: &'static str) -> tracing::Span {
+        let labels = &caller.labels;
+        tracing::info_span!(
+            "call",
+            command,
+            repository = %labels.repository,
+            workflow = %labels.workflow,
+            run_id = %labels.run_id,
+            job = %labels.job,
+            name = %labels.runner,
+        )
+    }
+}
+
+/// User and group id of the official runner's user.
+fn owner(user: &str) -> anyhow::Result<Owner> {
+    let read = |path: &str| std::fs::read(Path::new(path)).with_context(|| format!("cannot read {path}"));
+    let found = passwd::resolve(user, &read("/etc/passwd")?, &read("/etc/group")?).map_err(|_| {
+        anyhow::anyhow!("RUNNER_USER: there is no user '{user}' on this host; see sysusers.d/runner-appliance.conf")
+    })?;
+    Ok(Owner { uid: found.uid, gid: found.gid })
+}
+
+/// A random number from the kernel.
+pub(crate) fn random() -> u32 {
+    let mut bytes = [0; 4];
+    // Four bytes are never short once the pool is initialised, which it is long before this runs.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    u32::from_ne_bytes(bytes)
+}

@@ -1,0 +1,381 @@
+//! Booting guests, destroying jobs, and reaping what earlier lives of this process left behind.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use runner_inside::enter::{Mount, Request};
+use runner_model::create_options::Limits;
+use runner_model::names::{GuestId, JobId};
+use runner_model::unit::{GuestUnit, guest_properties};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use thiserror::Error;
+use zbus_systemd::machine1::{MachineProxy, ManagerProxy as MachinedProxy};
+
+use crate::enter;
+use crate::guest::Guest;
+use crate::idmap;
+use crate::leases::{IdRange, Leases};
+use crate::network;
+use crate::overlay;
+use crate::root::Root;
+use crate::source::{Owner, Source, open_below};
+use crate::systemd::{Systemd, UnitError, to_dbus};
+use crate::tree;
+
+/// A call to a guest's manager that takes longer than this will not come back.
+const GUEST_CALL: Duration = Duration::from_secs(5);
+
+/// Where the engine keeps things on the host.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Our own programs: `guest-enter`, `guest-exec`, `guest-sweep`. Below `/usr`, for guests see them there.
+    pub programs: PathBuf,
+    /// The generated root of every guest. On a file system with idmapped mounts (not tmpfs: Linux 6.3).
+    pub tree: PathBuf,
+    /// Run-time data, a folder per guest.
+    pub run: PathBuf,
+    /// Writable layers and volumes, a folder per job.
+    pub jobs: PathBuf,
+}
+
+/// One mount of a container: an opened source and what becomes of it.
+#[derive(Debug)]
+pub struct BoundSource {
+    /// What is mounted.
+    pub source: Source,
+    /// Where, in the container.
+    pub target: PathBuf,
+    /// Whether the container may only read it.
+    pub read_only: bool,
+    /// Whether the files belong to a user of the host and need other owners in the guest. A volume of the job does not:
+    /// it was made for the guest.
+    pub of_host: bool,
+}
+
+/// A container to boot.
+#[derive(Debug)]
+pub struct BootSpec {
+    /// The guest.
+    pub id: GuestId,
+    /// For `systemctl status`.
+    pub description: String,
+    /// Host name inside.
+    pub hostname: String,
+    /// Bounds.
+    pub limits: Limits,
+    /// Journal fields, `NAME=value`.
+    pub log_fields: Vec<String>,
+    /// Mounts, parents before children.
+    pub mounts: Vec<BoundSource>,
+    /// Directories to make where the image has none.
+    pub directories: Vec<PathBuf>,
+    /// Small files to put into the container's root.
+    pub files: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Who owns the mounted files on the host.
+    pub owner: Owner,
+    /// User and group the container runs as, in the guest: they see the owner's files as their own.
+    pub primary: Owner,
+    /// The job's range of ids on disk, for every other user of the container.
+    pub job_ids: Arc<IdRange>,
+}
+
+/// Why a guest did not come up.
+#[derive(Debug, Error)]
+pub enum BootError {
+    /// Every range of ids is in use.
+    #[error("no free range of 65,536 ids; enlarge RUNNER_UID_RANGE")]
+    NoIds,
+    /// systemd did not start it; its journal says more.
+    #[error(transparent)]
+    Unit(#[from] UnitError),
+    /// Something else.
+    #[error("{0:#}")]
+    Other(#[from] anyhow::Error),
+}
+
+/// What is left of a job after it was destroyed: nothing, or else what is in `left`.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// Guests that were killed.
+    pub guests: usize,
+    /// What could not be removed, each as a sentence.
+    pub left: Vec<String>,
+}
+
+/// The engine.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    systemd: Systemd,
+    machined: MachinedProxy<'static>,
+    places: Places,
+    leases: Leases,
+}
+
+impl Engine {
+    /// Connects to the host's systemd and writes the guests' root.
+    pub async fn new(places: Places, leases: Leases) -> anyhow::Result<Self> {
+        let connection = zbus::Connection::system().await.context("cannot connect to the system bus")?;
+        let machined =
+            MachinedProxy::builder(&connection).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
+        let systemd = Systemd::new(connection).await.context("cannot talk to systemd")?;
+        for folder in [&places.run, &places.jobs] {
+            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        tree::write(&places.tree).with_context(|| format!("cannot write {}", places.tree.display()))?;
+        Ok(Self { systemd, machined, places, leases })
+    }
+
+    /// A free range of ids.
+    pub fn lease(&self) -> Result<Arc<IdRange>, BootError> {
+        self.leases.take().map(Arc::new).ok_or(BootError::NoIds)
+    }
+
+    /// The pool of ids.
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// Where things are.
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
+    /// The root of a container: `layers`, topmost first, under a new writable layer.
+    pub fn assemble(&self, id: &GuestId, ids: &IdRange, layers: &[PathBuf]) -> anyhow::Result<Root> {
+        let lines = idmap::image(ids.base());
+        let namespace = idmap::namespace(&lines, &lines).context("cannot make a user namespace")?;
+        let scratch = self.job_folder(id.job()).join(id.to_string());
+        let mount = overlay::mount_overlay(layers, &scratch, ids.base(), &namespace)
+            .context("cannot put the image's layers together")?;
+        Ok(Root { mount })
+    }
+
+    /// Boots a guest with that root.
+    pub async fn boot(&self, spec: BootSpec, ids: Arc<IdRange>, root: Root) -> Result<Guest, BootError> {
+        let id = spec.id.clone();
+        let folder = self.places.run.join("guests").join(id.to_string());
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let machine_id = folder.join("machine-id");
+        let unique = fs::read_to_string("/proc/sys/kernel/random/uuid").context("no random machine id")?;
+        fs::write(&machine_id, unique.replace('-', "")).with_context(|| format!("{}", machine_id.display()))?;
+        let network = network::namespace().context("cannot make a network namespace")?;
+
+        let unit = GuestUnit {
+            id: id.clone(),
+            description: spec.description.clone(),
+            uid_base: ids.base(),
+            root: self.places.tree.display().to_string(),
+            machine_id: machine_id.display().to_string(),
+            // systemd opens it before it answers the start job, so our own descriptor serves as the path.
+            network_namespace: format!("/proc/{}/fd/{}", std::process::id(), network.as_raw_fd()),
+            hostname: spec.hostname.clone(),
+            limits: spec.limits,
+            log_fields: spec.log_fields.clone(),
+            sweep: self.places.programs.join("guest-sweep").display().to_string(),
+        };
+        self.systemd.start(&id.unit(), to_dbus(guest_properties(&unit))).await?.done().await?;
+        drop(network);
+
+        let leader = self.leader(&id, ids.base()).await?;
+        let program = self.places.programs.join("guest-enter");
+        let base = ids.base();
+        let bus = tokio::task::spawn_blocking(move || furnish(&program, &leader, base, spec, root))
+            .await
+            .map_err(anyhow::Error::from)??;
+        let connection = zbus::connection::Builder::unix_stream(bus)
+            .method_timeout(GUEST_CALL)
+            .build()
+            .await
+            .context("cannot talk to the guest's bus")?;
+        let systemd = Systemd::new(connection).await.context("cannot talk to the guest's systemd")?;
+        let launcher = self.places.programs.join("guest-exec").display().to_string();
+        Ok(Guest::new(id.clone(), systemd, launcher, cgroup_of(id.job()).join(id.unit()), ids))
+    }
+
+    /// The guest's PID 1, after it proved to be in our unit and in its own range of ids.
+    async fn leader(&self, id: &GuestId, base: u32) -> anyhow::Result<OwnedFd> {
+        let machine = self.machined.get_machine(id.machine()).await.context("machined does not know the guest")?;
+        let pid = MachineProxy::builder(self.systemd.connection())
+            .path(machine)
+            .cache_properties(zbus::proxy::CacheProperties::No)
+            .build()
+            .await?
+            .leader()
+            .await
+            .context("machined does not know the guest's PID 1")?;
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).context("machined named no process")?;
+        let leader = pidfd_open(raw, PidfdFlags::empty()).context("the guest's PID 1 is gone")?;
+        // Looked at after the pidfd was opened: should the number be somebody else's by now, this notices.
+        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        ensure!(cgroup.contains(&format!("/{}/", id.unit())), "process {pid} is not in {}", id.unit());
+        let map = fs::read_to_string(format!("/proc/{pid}/uid_map"))?;
+        let mut map = map.split_whitespace();
+        ensure!(
+            map.next() == Some("0") && map.next() == Some(&base.to_string()),
+            "the guest's ids do not start at {base}"
+        );
+        Ok(leader)
+    }
+
+    /// A folder of the job for a named volume, owned by the root of the guest with these ids.
+    pub fn volume(&self, job: &JobId, name: &str, ids: &IdRange) -> anyhow::Result<Source> {
+        let volumes = self.job_folder(job).join("volumes");
+        fs::create_dir_all(&volumes).with_context(|| format!("cannot make {}", volumes.display()))?;
+        let owner = Owner { uid: ids.base(), gid: ids.base() };
+        open_below(&volumes, &volumes.join(name), Some(owner)).context("cannot make the volume")
+    }
+
+    /// A terminal of a guest: its master side, and its path in the guest.
+    pub async fn terminal(&self, id: &GuestId) -> anyhow::Result<(OwnedFd, String)> {
+        let (master, path) =
+            self.machined.open_machine_pty(id.machine()).await.context("machined gives no terminal of the guest")?;
+        Ok((master.into(), path))
+    }
+
+    /// The folder of a job's data.
+    pub fn job_folder(&self, job: &JobId) -> PathBuf {
+        self.places.jobs.join(job.as_str())
+    }
+
+    /// Kills everything a job has and removes it. Can be repeated; a job that is not there leaves nothing.
+    pub async fn destroy(&self, job: &JobId) -> Receipt {
+        let mut receipt = Receipt::default();
+        let cgroup = cgroup_of(job);
+        if let Err(error) = kill_cgroup(&cgroup)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            receipt.left.push(format!("processes in {}: {error}", cgroup.display()));
+        }
+        // The services of the slice are stopped with it, and their ExecStopPost= is waited for.
+        match self.systemd.stop(&job.slice()).await {
+            Ok(Some(unit_job)) => {
+                if let Err(error) = unit_job.result().await {
+                    receipt.left.push(error.to_string());
+                }
+            }
+            Ok(None) => {}
+            Err(error) => receipt.left.push(error.to_string()),
+        }
+        if cgroup.exists() {
+            receipt.left.push(format!("control group {}", cgroup.display()));
+        }
+        let (run, data) = (self.places.run.join("guests"), self.job_folder(job));
+        let prefix = job.as_str().to_owned();
+        let removed = tokio::task::spawn_blocking(move || remove_files(&run, &data, &prefix)).await;
+        match removed {
+            Ok((guests, left)) => {
+                receipt.guests = guests;
+                receipt.left.extend(left);
+            }
+            Err(error) => receipt.left.push(format!("files: {error}")),
+        }
+        receipt
+    }
+
+    /// Destroys every job there is, also those that only a folder or a unit remembers. For the start, before any job.
+    pub async fn reap(&self) -> anyhow::Result<Vec<(JobId, Receipt)>> {
+        let mut jobs = std::collections::BTreeSet::new();
+        let units = self
+            .systemd
+            .manager()
+            .list_units_by_patterns(vec![], vec!["runner-guest-*.service".into(), "runner-guests-*.slice".into()])
+            .await
+            .context("systemd does not list units")?;
+        for (name, ..) in &units {
+            let slice = name.strip_prefix("runner-guests-").and_then(|rest| rest.strip_suffix(".slice"));
+            jobs.extend(GuestId::from_unit(name).map(|id| id.job().clone()).or_else(|| slice.and_then(JobId::parse)));
+        }
+        for (folder, length) in [(self.places.jobs.clone(), 4), (self.places.run.join("guests"), 5)] {
+            let Ok(entries) = fs::read_dir(folder) else { continue };
+            for entry in entries.flatten() {
+                let name = entry.file_name();
+                let Some(name) = name.to_str().filter(|name| name.len() == length) else { continue };
+                jobs.extend(name.get(..4).and_then(JobId::parse));
+            }
+        }
+        let mut reaped = Vec::new();
+        for job in jobs {
+            let receipt = self.destroy(&job).await;
+            reaped.push((job, receipt));
+        }
+        Ok(reaped)
+    }
+}
+
+fn furnish(
+    program: &Path,
+    leader: &OwnedFd,
+    base: u32,
+    spec: BootSpec,
+    root: Root,
+) -> anyhow::Result<std::os::unix::net::UnixStream> {
+    let BootSpec { mounts, directories, files, owner, primary, job_ids, .. } = spec;
+    let users = idmap::workspace(owner.uid, primary.uid, base, job_ids.base());
+    let groups = idmap::workspace(owner.gid, primary.gid, base, job_ids.base());
+    let namespace = if mounts.iter().any(|mount| mount.of_host) {
+        Some(idmap::namespace(&users, &groups).context("cannot make a user namespace")?)
+    } else {
+        None
+    };
+    let directories = directories.into_iter().map(|path| path.into_os_string().into_encoded_bytes()).collect();
+    let mut request = Request { furnish: true, mounts: Vec::with_capacity(mounts.len()), directories, files };
+    let mut descriptors = vec![root.mount];
+    for mount in mounts {
+        let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+        if mount.read_only {
+            attributes |= libc::MOUNT_ATTR_RDONLY;
+        }
+        let tree = idmap::detached(&mount.source.file, namespace.as_ref().filter(|_| mount.of_host), attributes)
+            .with_context(|| format!("the mount at '{}' cannot be idmapped", mount.target.display()))?;
+        request.mounts.push(Mount {
+            target: mount.target.into_os_string().into_encoded_bytes(),
+            directory: mount.source.directory,
+        });
+        descriptors.push(tree);
+    }
+    use std::os::fd::AsFd;
+    enter::enter(program, leader.as_fd(), base, &request, &descriptors)
+        .context("the guest's root cannot be put together")
+}
+
+/// The control group of a job's slice. systemd nests slices by the dashes in their names (systemd.slice(5)).
+fn cgroup_of(job: &JobId) -> PathBuf {
+    Path::new("/sys/fs/cgroup/runner.slice/runner-guests.slice").join(job.slice())
+}
+
+/// Kills every process in a control group and those below, at once (cgroup.kill, Linux 5.14).
+pub(crate) fn kill_cgroup(cgroup: &Path) -> io::Result<()> {
+    // A path that lost its tail would be a group of the host's.
+    assert!(cgroup.starts_with("/sys/fs/cgroup/runner.slice/runner-guests.slice/") && cgroup.components().count() > 6);
+    fs::write(cgroup.join("cgroup.kill"), "1")
+}
+
+/// Removes a job's folders; how many guests it had, and what would not go.
+fn remove_files(run: &Path, data: &Path, job: &str) -> (usize, Vec<String>) {
+    let mut left = Vec::new();
+    let mut guests = 0;
+    for entry in fs::read_dir(run).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_str().and_then(GuestId::parse).is_some_and(|id| id.job().as_str() == job) {
+            guests += 1;
+            remove(&entry.path(), &mut left);
+        }
+    }
+    remove(data, &mut left);
+    (guests, left)
+}
+
+fn remove(folder: &Path, left: &mut Vec<String>) {
+    // Opens each folder without following links, so names a guest made lead nowhere else.
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            left.push(format!("{}: {error}", folder.display()));
+        }
+        _ => {}
+    }
+}

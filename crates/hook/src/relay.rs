@@ -1,0 +1,146 @@
+//! One hook call: ask the broker, move the output, write the answer.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use runner_model::{exit, message};
+use runner_wire::{BrokerProxy, Finished, HOOK_VARIABLES};
+use tokio::signal::unix::{SignalKind, signal};
+use zbus::Connection;
+
+use crate::output::Mover;
+use crate::response_file;
+
+/// More than the broker takes, so that it and not we say that a request is too large.
+const MAX_REQUEST: u64 = 33 * 1024 * 1024;
+
+/// The call's surroundings: read once, passed down.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// The broker's socket.
+    pub socket: PathBuf,
+    /// The process's environment, as far as the broker may know it.
+    pub environment: HashMap<&'static str, String>,
+}
+
+impl Surroundings {
+    /// From the process's environment.
+    pub fn from_process(socket: PathBuf) -> Self {
+        let environment =
+            HOOK_VARIABLES.into_iter().filter_map(|name| std::env::var(name).ok().map(|value| (name, value))).collect();
+        Self { socket, environment }
+    }
+}
+
+/// Relays the request on standard input. The result is the process's exit status; everything a person should know has
+/// been printed by then.
+pub async fn run(surroundings: &Surroundings) -> u8 {
+    match relay(surroundings).await {
+        Ok(status) => status,
+        Err(error) => {
+            print_last(&[message::error(&format!("{error:#}"))], true);
+            exit::OWN_FAILURE
+        }
+    }
+}
+
+async fn relay(surroundings: &Surroundings) -> anyhow::Result<u8> {
+    // Listened for before anything is started: a signal that comes now must not end us with the call under way.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+
+    let mut request = Vec::new();
+    io::stdin().lock().take(MAX_REQUEST).read_to_end(&mut request).context("cannot read the request")?;
+
+    let connection = connect(&surroundings.socket).await?;
+    let broker = BrokerProxy::builder(&connection)
+        .cache_properties(zbus::proxy::CacheProperties::No)
+        .build()
+        .await
+        .context("cannot talk to the broker")?;
+    let begun = broker.hook(&request, surroundings.environment.clone()).await.map_err(explain)?;
+    drop(request);
+
+    let stdout = Mover::start(begun.stdout.into(), io::stdout().as_fd().try_clone_to_owned()?)?;
+    let stderr = Mover::start(begun.stderr.into(), io::stderr().as_fd().try_clone_to_owned()?)?;
+    let finish = broker.finish(begun.call);
+    tokio::pin!(finish);
+    let finished = loop {
+        tokio::select! {
+            finished = &mut finish => break finished.map_err(explain),
+            _ = interrupt.recv() => broker.cancel(begun.call).await.map_err(explain)?,
+            _ = terminate.recv() => broker.cancel(begun.call).await.map_err(explain)?,
+        }
+    };
+    let moved = tokio::task::spawn_blocking(move || (stdout.drain(), stderr.drain())).await?;
+    let moved =
+        (moved.0.context("cannot write to standard output")?, moved.1.context("cannot write to standard error")?);
+    let Finished { exit_status, response, messages } = finished?;
+    print_last(&messages, moved.0 > 0);
+    if exit_status == exit::SUCCESS && !response.is_empty() {
+        write_response(surroundings, &begun.response_file, &response)?;
+    }
+    Ok(exit_status)
+}
+
+async fn connect(socket: &Path) -> anyhow::Result<Connection> {
+    let stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            anyhow!("broker: this user may not use {}: it belongs to the group 'runner'", socket.display())
+        }
+        _ => anyhow!(
+            "broker: not running ({}: {error}); see 'systemctl status runner-guestd.socket runner-guestd.service'",
+            socket.display()
+        ),
+    })?;
+    zbus::connection::Builder::unix_stream(stream)
+        .p2p()
+        .build()
+        .await
+        .map_err(|error| anyhow!("broker: does not answer ({error}); see 'journalctl -u runner-guestd.service'"))
+}
+
+/// What the broker said, or that it is gone.
+fn explain(error: zbus::Error) -> anyhow::Error {
+    match error {
+        zbus::Error::MethodError(_, Some(text), _) => anyhow!("{text}"),
+        error => anyhow!(
+            "broker: went away during the call, so the outcome is not known ({error}); see 'journalctl -u \
+             runner-guestd.service'"
+        ),
+    }
+}
+
+fn write_response(surroundings: &Surroundings, path: &str, response: &str) -> anyhow::Result<()> {
+    // The published samples have no response file for steps; then nobody waits for an answer.
+    if path.is_empty() {
+        return Ok(());
+    }
+    let temp = surroundings
+        .environment
+        .get("RUNNER_TEMP")
+        .context("responseFile: RUNNER_TEMP is not set, so there is nowhere to write it")?;
+    response_file::write(Path::new(temp), Path::new(path), response).map_err(|text| anyhow!(text))
+}
+
+/// Prints our own lines after the program's output. They must start a line, and where that output ended is not known:
+/// nobody looked at it.
+fn print_last(messages: &[String], after_output: bool) {
+    if messages.is_empty() {
+        return;
+    }
+    let mut text = String::new();
+    if after_output {
+        text.push('\n');
+    }
+    for message in messages {
+        text.push_str(message.trim_end_matches('\n'));
+        text.push('\n');
+    }
+    // Nobody is left to tell if this fails.
+    let _ = io::stdout().lock().write_all(text.as_bytes());
+}

@@ -1,0 +1,73 @@
+//! Bounds that keep a hostile image from filling the disk, the memory or the day.
+
+use crate::error::StoreError;
+
+/// Bounds on what an import may cost. The byte and entry bounds hold for one import, all its layers together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes after decompression, and the logical size of sparse files; 64 GiB.
+    pub decompressed_bytes: u64,
+    /// Tar entries or files of a tree; 4 million.
+    pub entries: u64,
+    /// Bytes of one path or link target, 4095 (`PATH_MAX` without its NUL).
+    pub path_bytes: usize,
+    /// Directories above a file, symbolic links followed; 255.
+    pub depth: usize,
+    /// Layers of one image; 128. overlayfs itself stops at 500.
+    pub layers: usize,
+    /// Bytes of one JSON document (manifest, index, configuration); 4 MiB, what registries accept.
+    pub document_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            decompressed_bytes: 64 << 30,
+            entries: 4_000_000,
+            path_bytes: 4095,
+            depth: 255,
+            layers: 128,
+            document_bytes: 4 << 20,
+        }
+    }
+}
+
+/// What is left of [`Limits`] during one import.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    bytes: u64,
+    entries: u64,
+    limits: Limits,
+}
+
+impl Budget {
+    pub(crate) fn new(limits: &Limits) -> Budget {
+        Budget { bytes: limits.decompressed_bytes, entries: limits.entries, limits: limits.clone() }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) fn bytes_left(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn spend_bytes(&mut self, n: u64) -> Result<(), StoreError> {
+        self.bytes = self.bytes.checked_sub(n).ok_or_else(|| too_many_bytes(self.limits.decompressed_bytes))?;
+        Ok(())
+    }
+
+    pub(crate) fn spend_entry(&mut self) -> Result<(), StoreError> {
+        self.entries = self
+            .entries
+            .checked_sub(1)
+            .ok_or_else(|| StoreError::limit(format!("more than {} entries", self.limits.entries)))?;
+        Ok(())
+    }
+}
+
+/// The error of an import that unpacks to more than `limit` bytes.
+pub(crate) fn too_many_bytes(limit: u64) -> StoreError {
+    StoreError::limit(format!("unpacks to more than {limit} bytes"))
+}
