@@ -68,7 +68,7 @@ impl Broker {
         let Started { job, step, _lease } = started;
         let outcome = self.attend(step, &mut cancellation).await;
         let left = self.destroy(&job).await;
-        let mut finished = verdict(outcome?)?;
+        let mut finished = verdict(outcome?, "")?;
         finished.messages.extend(left.iter().map(|left| format!("left over: {left}")));
         Ok(finished)
     }

@@ -61,7 +61,7 @@ impl Broker {
         let description = format!("{} in {}", request.entry_point, caller.labels.describe());
         tracing::debug!(job_id = %job.id, "step starts: {}", request.entry_point);
         let outcome = self.run_program(&container.guest, &description, &program, output, &mut cancellation).await?;
-        let finished = verdict(outcome)?;
+        let finished = verdict(outcome, "args.")?;
         tracing::info!(
             job_id = %job.id,
             step = %step_name(request),
@@ -150,7 +150,7 @@ fn gone(guest: &Guest, reason: &str) -> anyhow::Error {
 }
 
 /// From a program's end to the hook's exit status. Never 0 but for a program that exited with 0.
-pub(crate) fn verdict(outcome: Outcome) -> anyhow::Result<Finished> {
+pub(crate) fn verdict(outcome: Outcome, fields: &str) -> anyhow::Result<Finished> {
     match outcome {
         Outcome::Ended(ended) => Ok(Finished {
             exit_status: ended.exit_code(),
@@ -163,7 +163,7 @@ pub(crate) fn verdict(outcome: Outcome) -> anyhow::Result<Finished> {
             },
         }),
         // The guest's words: a program can say anything there.
-        Outcome::NotStarted(reason) => bail!("args.{}", message::neutralise(&reason)),
+        Outcome::NotStarted(reason) => bail!("{fields}{}", message::neutralise(&reason)),
     }
 }
 
@@ -208,7 +208,7 @@ mod tests {
             (exit::Outcome::Signaled(9), 137),
             (exit::Outcome::Signaled(0), 128),
         ] {
-            let finished = verdict(Outcome::Ended(outcome)).unwrap();
+            let finished = verdict(Outcome::Ended(outcome), "").unwrap();
             assert_eq!(finished.exit_status, status, "{outcome:?}");
             assert_eq!(finished.response, "{}");
         }
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_guest_cannot_put_commands_into_our_words() {
-        let error = verdict(Outcome::NotStarted("entryPoint: 'x'\n::set-env name=A::b".into())).unwrap_err();
+        let error = verdict(Outcome::NotStarted("entryPoint: 'x'\n::set-env name=A::b".into()), "args.").unwrap_err();
         let line = message::error(&error.to_string());
         assert_eq!(line.lines().count(), 1, "{line}");
         assert!(!line["::error::".len()..].contains("::"), "{line}");

@@ -3,14 +3,12 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use runner_model::{exit, message};
-use runner_wire::{BrokerProxy, Finished, HOOK_VARIABLES};
+use runner_wire::{CallError, Finished, HOOK_VARIABLES, connect};
 use tokio::signal::unix::{SignalKind, signal};
-use zbus::Connection;
 
 use crate::output::Mover;
 use crate::response_file;
@@ -56,13 +54,8 @@ async fn relay(surroundings: &Surroundings) -> anyhow::Result<u8> {
     let mut request = Vec::new();
     io::stdin().lock().take(MAX_REQUEST).read_to_end(&mut request).context("cannot read the request")?;
 
-    let connection = connect(&surroundings.socket).await?;
-    let broker = BrokerProxy::builder(&connection)
-        .cache_properties(zbus::proxy::CacheProperties::No)
-        .build()
-        .await
-        .context("cannot talk to the broker")?;
-    let begun = broker.hook(&request, surroundings.environment.clone()).await.map_err(explain)?;
+    let broker = connect(&surroundings.socket).await?;
+    let begun = broker.hook(&request, surroundings.environment.clone()).await.map_err(CallError::from)?;
     drop(request);
 
     let stdout = Mover::start(begun.stdout.into(), io::stdout().as_fd().try_clone_to_owned()?)?;
@@ -71,9 +64,9 @@ async fn relay(surroundings: &Surroundings) -> anyhow::Result<u8> {
     tokio::pin!(finish);
     let finished = loop {
         tokio::select! {
-            finished = &mut finish => break finished.map_err(explain),
-            _ = interrupt.recv() => broker.cancel(begun.call).await.map_err(explain)?,
-            _ = terminate.recv() => broker.cancel(begun.call).await.map_err(explain)?,
+            finished = &mut finish => break finished.map_err(CallError::from),
+            _ = interrupt.recv() => broker.cancel(begun.call).await.map_err(CallError::from)?,
+            _ = terminate.recv() => broker.cancel(begun.call).await.map_err(CallError::from)?,
         }
     };
     let moved = tokio::task::spawn_blocking(move || (stdout.drain(), stderr.drain())).await?;
@@ -85,34 +78,6 @@ async fn relay(surroundings: &Surroundings) -> anyhow::Result<u8> {
         write_response(surroundings, &begun.response_file, &response)?;
     }
     Ok(exit_status)
-}
-
-async fn connect(socket: &Path) -> anyhow::Result<Connection> {
-    let stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            anyhow!("broker: this user may not use {}: it belongs to the group 'runner'", socket.display())
-        }
-        _ => anyhow!(
-            "broker: not running ({}: {error}); see 'systemctl status runner-guestd.socket runner-guestd.service'",
-            socket.display()
-        ),
-    })?;
-    zbus::connection::Builder::unix_stream(stream)
-        .p2p()
-        .build()
-        .await
-        .map_err(|error| anyhow!("broker: does not answer ({error}); see 'journalctl -u runner-guestd.service'"))
-}
-
-/// What the broker said, or that it is gone.
-fn explain(error: zbus::Error) -> anyhow::Error {
-    match error {
-        zbus::Error::MethodError(_, Some(text), _) => anyhow!("{text}"),
-        error => anyhow!(
-            "broker: went away during the call, so the outcome is not known ({error}); see 'journalctl -u \
-             runner-guestd.service'"
-        ),
-    }
 }
 
 fn write_response(surroundings: &Surroundings, path: &str, response: &str) -> anyhow::Result<()> {

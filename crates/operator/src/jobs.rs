@@ -1,14 +1,15 @@
 //! `runnerctl jobs`: what is running.
 
 use std::io::Write;
+use std::path::Path;
 
 use serde_json::Value;
 
-use crate::broker::{connect, explain};
+use runner_wire::{CallError, SOCKET, connect};
 
 /// Prints the jobs there are.
 pub async fn run(as_json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
-    let text = connect().await?.jobs().await.map_err(explain)?;
+    let text = connect(Path::new(SOCKET)).await?.jobs().await.map_err(CallError::from)?;
     if as_json {
         writeln!(out, "{text}")?;
         return Ok(());

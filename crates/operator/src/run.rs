@@ -2,14 +2,14 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use runner_hook::output::Mover;
 use runner_model::exit;
-use runner_wire::{Finished, RunRequest, Running};
+use runner_wire::{CallError, Finished, RunRequest, Running, SOCKET, connect};
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::broker::{connect, explain};
 use crate::terminal::{Raw, copy_size, join};
 
 /// Runs the program; the result is this process's exit status. Everything a person should know has been printed.
@@ -17,9 +17,9 @@ pub async fn run(mut request: RunRequest) -> anyhow::Result<u8> {
     request.terminal = io::stdin().is_terminal();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let broker = connect().await?;
+    let broker = connect(Path::new(SOCKET)).await?;
     let running = tokio::select! {
-        running = broker.run(&request) => running.map_err(explain)?,
+        running = broker.run(&request) => running.map_err(CallError::from)?,
         // Dropping the connection stops what was begun.
         _ = interrupt.recv() => return Ok(exit::Outcome::Signaled(2).exit_code()),
         _ = terminate.recv() => return Ok(exit::Outcome::Signaled(15).exit_code()),
@@ -30,9 +30,9 @@ pub async fn run(mut request: RunRequest) -> anyhow::Result<u8> {
         tokio::pin!(finish);
         loop {
             tokio::select! {
-                finished = &mut finish => break finished.map_err(explain),
-                _ = interrupt.recv() => broker.cancel(call).await.map_err(explain)?,
-                _ = terminate.recv() => broker.cancel(call).await.map_err(explain)?,
+                finished = &mut finish => break finished.map_err(|error| CallError::from(error).into()),
+                _ = interrupt.recv() => broker.cancel(call).await.map_err(CallError::from)?,
+                _ = terminate.recv() => broker.cancel(call).await.map_err(CallError::from)?,
             }
         }
     };

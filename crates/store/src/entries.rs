@@ -536,3 +536,100 @@ fn truncated() -> StoreError {
 fn read_failed(error: io::Error) -> StoreError {
     if error.kind() == io::ErrorKind::UnexpectedEof { truncated() } else { StoreError::io("read the archive", error) }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn numeric_fields_are_read_in_all_their_forms() {
+        let cases: [(&[u8], Option<i64>); 12] = [
+            (b"0000644\0", Some(0o644)),
+            (b"   644 \0", Some(0o644)),
+            (b"644\0junk", Some(0o644)),
+            (b"\0\0\0\0\0\0\0\0", Some(0)),
+            (b"        ", Some(0)),
+            (b"77777777", Some(0o77_777_777)),
+            (b"0000648\0", None),
+            (b"-0000001", None),
+            (&[0x80, 0, 0, 0, 0, 0, 1, 0], Some(256)),
+            (&[0xff; 12], Some(-1)),
+            (&[0x80, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], Some(i64::MAX)),
+            (&[0x80, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0], None),
+        ];
+        for (field, expected) in cases {
+            assert_eq!(signed(field, "f").ok(), expected, "{}", field.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn pax_times_round_down() {
+        let cases: [(&str, Option<(i64, u32)>); 8] = [
+            ("12", Some((12, 0))),
+            ("12.5", Some((12, 500_000_000))),
+            ("12.0000000019", Some((12, 1))),
+            ("-1", Some((-1, 0))),
+            ("-1.25", Some((-2, 750_000_000))),
+            ("", None),
+            ("1.x", None),
+            ("99999999999999999999", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(pax_time(text.as_bytes()), expected, "{text}");
+        }
+    }
+
+    /// Reads every entry and its content, as unpacking would.
+    fn read_all(bytes: &[u8]) -> Result<usize, StoreError> {
+        let mut entries = Entries::new(bytes);
+        let mut count = 0;
+        while let Some(entry) = entries.next()? {
+            count += 1;
+            let mut content = Vec::new();
+            entries.read_to_end(&mut content).map_err(|error| StoreError::io("read", error))?;
+            assert_eq!(content.len() as u64, entry.stored);
+        }
+        Ok(count)
+    }
+
+    #[test]
+    fn what_the_crate_writes_is_read() {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (path, data) in [("a", &b"first"[..]), (&"n/".repeat(120), b"long"), ("empty", b"")] {
+            let mut header = Header::new_gnu();
+            header.set_size(data.len() as u64);
+            header.set_cksum();
+            builder.append_data(&mut header, path.trim_end_matches('/'), data).unwrap();
+        }
+        assert_eq!(read_all(&builder.into_inner().unwrap()).unwrap(), 3);
+    }
+
+    /// An entry of some type and size with some bytes of its header overwritten, its checksum right.
+    fn damaged_entry() -> impl Strategy<Value = Vec<u8>> {
+        let hits = proptest::collection::vec((0..BLOCK, any::<u8>()), 0..6);
+        (0..8usize, 0..1500u16, hits).prop_map(|(flag, size, hits)| {
+            let mut header = Header::new_gnu();
+            header.as_old_mut().linkflag = [b"0SxLKg15"[flag]];
+            header.set_size(size.into());
+            for (at, byte) in hits {
+                header.as_mut_bytes()[at] = byte;
+            }
+            header.set_cksum();
+            let mut bytes = header.as_bytes().to_vec();
+            bytes.resize(BLOCK + usize::from(size).next_multiple_of(BLOCK), b'1');
+            bytes
+        })
+    }
+
+    proptest! {
+        /// Damage gives entries or an error, never a panic or an endless loop.
+        #[test]
+        fn damaged_archives_end(entries in proptest::collection::vec(damaged_entry(), 1..8)) {
+            if let Err(error) = read_all(&entries.concat()) {
+                prop_assert!(!error.to_string().contains(|c: char| c.is_control()), "{error}");
+            }
+        }
+    }
+}

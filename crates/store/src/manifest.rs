@@ -219,7 +219,9 @@ mod tests {
     fn the_meant_manifest_is_chosen() {
         let host = host_architecture();
         let reference = "docker.io/library/node:22";
-        let cases: &[(&[(&str, &str, &str)], Result<u64, &str>)] = &[
+        /// Operating system, architecture, name.
+        type Entries<'a> = &'a [(&'a str, &'a str, &'a str)];
+        let cases: &[(Entries<'_>, Result<u64, &str>)] = &[
             (&[("", "", "")], Ok(0)),
             (&[("windows", "amd64", ""), ("linux", host, "")], Ok(1)),
             (&[("linux", host, "20"), ("linux", host, "22")], Ok(1)),

@@ -48,7 +48,8 @@ impl fmt::Display for Source {
 }
 
 /// What every message about an unsuitable source ends with.
-const ACCEPTED: &str = "accepted are an OCI layout (directory or tar), a docker save archive, a root tree (directory or tar); tar files may be gzip or zstd";
+const ACCEPTED: &str = "accepted are an OCI layout (directory or tar), a docker save archive, \
+                        a root tree (directory or tar); tar files may be gzip or zstd";
 
 /// Names at the top of a root; one of them is enough.
 const ROOT_NAMES: [&str; 8] = ["bin", "sbin", "usr", "etc", "lib", "nix", "opt", "app"];

@@ -4,10 +4,14 @@
 //! one call on one connection: it *begins* it and gets descriptors to read the program's output from, then waits for it
 //! to *finish*. When the connection closes before that, what the call started is stopped.
 
+mod client;
+
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 use zbus::{OwnedFd, Type};
+
+pub use client::{CallError, connect};
 
 /// Where the broker listens.
 pub const SOCKET: &str = "/run/runner/guestd.sock";

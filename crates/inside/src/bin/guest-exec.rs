@@ -58,7 +58,7 @@ fn run() -> Result<Infallible, String> {
         .map_err(|error| format!("container root: cannot be entered: {error}"))?;
     become_user(&program)?;
     rustix::process::chdir(OsStr::from_bytes(&program.directory)).map_err(|error| {
-        format!("working directory: cannot enter '{}': {error}", String::from_utf8_lossy(&program.directory))
+        format!("workingDirectory: cannot enter '{}': {error}", String::from_utf8_lossy(&program.directory))
     })?;
 
     match (program.stdin.clone(), terminal) {

@@ -68,6 +68,7 @@ impl Bench {
 pub(crate) struct Tar(pub(crate) Vec<u8>);
 
 /// One entry; [`Tar::add`] fills in what a plain file owned by root would have.
+#[derive(Clone, Copy)]
 pub(crate) struct Item<'a> {
     pub(crate) path: &'a [u8],
     pub(crate) flag: u8,

@@ -265,7 +265,7 @@ fn spoiled_documents_are_refused() {
         let entry = serde_json::json!({"digest": name.to_string(), "size": 0});
         let size = index_of(&[entry]).len();
         let entry = serde_json::json!({"digest": name.to_string(), "size": size + 2});
-        (blob_name(&name), index_of(&[entry.clone()]), entry)
+        (blob_name(&name), index_of(std::slice::from_ref(&entry)), entry)
     };
     let mut chain = vec![(String::new(), manifest.clone())];
     for _ in 0..8 {
@@ -277,7 +277,8 @@ fn spoiled_documents_are_refused() {
     }
     let top = chain.last().unwrap().1.clone();
     let config = oci.config_text();
-    let cases: Vec<(&str, Vec<(String, Vec<u8>)>, ErrorKind, &str)> = vec![
+    type Files = Vec<(String, Vec<u8>)>;
+    let cases: Vec<(&str, Files, ErrorKind, &str)> = vec![
         ("no index", vec![("index.json".into(), b"".to_vec())], BadSource, "index.json: manifest is not valid"),
         ("no json", vec![("index.json".into(), b"[1, 2".to_vec())], BadSource, "index.json: manifest is not valid"),
         ("old layout", vec![("oci-layout".into(), b"{}".to_vec())], BadSource, "oci-layout does not say version 1"),
@@ -315,7 +316,7 @@ fn spoiled_documents_are_refused() {
 fn blobs_outside_the_layout_and_pipes_are_not_opened() {
     let bench = Bench::new();
     let tar = Tar::new().file("f", "x").end();
-    let oci = Oci::of(&[tar.clone()]);
+    let oci = Oci::of(std::slice::from_ref(&tar));
     let blob = blob_name(&Digest::of(&tar));
     let folder = bench.path("oci");
     oci.write(&folder);
@@ -372,7 +373,7 @@ fn bombs_stop_at_the_limit() {
 fn archives_of_images_that_lie_are_refused() {
     use ErrorKind::{BadSource, DigestMismatch};
     let tar = Tar::new().file("f", "x").end();
-    let oci = Oci::of(&[tar.clone()]);
+    let oci = Oci::of(std::slice::from_ref(&tar));
     let config = String::from_utf8(oci.config_text()).unwrap();
     let manifest = |config: &str, layers: &[&str], tags: &str| {
         format!(r#"[{{"Config":"{config}","RepoTags":{tags},"Layers":{layers:?}}}]"#)

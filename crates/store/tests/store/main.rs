@@ -3,6 +3,8 @@
 //! Unpacking sets owners, makes device nodes (whiteouts) and `trusted.*` attributes, so these tests need root and say so
 //! by failing.
 
+#![expect(clippy::unwrap_used, reason = "what a test could not do is told by the panic")]
+
 mod fixtures;
 mod hostile;
 mod layers;
