@@ -1,6 +1,7 @@
 //! Child processes. Every program xtask starts is described by a [`Program`] and started by [`Program::start`].
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
@@ -61,12 +62,16 @@ impl Program {
         self
     }
 
-    /// Lets the program get every signal, although this thread blocks some: the standard library hands the mask on.
-    #[expect(unsafe_code, reason = "the mask can only be changed between fork and exec, or signals would be lost")]
-    pub(crate) fn signals_unblocked(mut self) -> Self {
-        let unblock = || SigSet::empty().thread_set_mask().map_err(io::Error::from);
-        // SAFETY: the closure makes one system call, pthread_sigmask, which is async-signal-safe, and allocates nothing.
-        unsafe { self.command.pre_exec(unblock) };
+    /// Between fork and exec, lets the program get every signal, although this thread blocks some, and moves it into
+    /// control groups, given as their opened `cgroup.procs`.
+    #[expect(unsafe_code, reason = "neither the mask nor the group can be set from outside without losing signals")]
+    pub(crate) fn in_groups_with_all_signals(mut self, groups: Vec<File>) -> Self {
+        let prepare = move || {
+            groups.iter().try_for_each(|mut group| group.write_all(b"0"))?;
+            SigSet::empty().thread_set_mask().map_err(io::Error::from)
+        };
+        // SAFETY: the closure only calls write(2) and pthread_sigmask(3), which are async-signal-safe, and allocates nothing.
+        unsafe { self.command.pre_exec(prepare) };
         self
     }
 

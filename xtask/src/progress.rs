@@ -21,10 +21,9 @@ impl Phase {
     }
 
     /// Ends the phase with what came of it.
-    pub(crate) fn end(self, outcome: &str) {
-        let line = format!("{:<10} {outcome:<60} {:>6.1} s\n", self.name, self.start.elapsed().as_secs_f64());
-        let clear = if self.shown { "\r\x1b[K" } else { "" };
-        write(&format!("{clear}{line}"));
+    pub(crate) fn end(mut self, outcome: &str) {
+        self.yield_terminal();
+        write(&format!("{:<10} {outcome:<60} {:>6.1} s\n", self.name, self.start.elapsed().as_secs_f64()));
     }
 
     /// Takes the transient line away, so that a program can write to the terminal.
@@ -32,6 +31,13 @@ impl Phase {
         if std::mem::take(&mut self.shown) {
             write("\r\x1b[K");
         }
+    }
+}
+
+impl Drop for Phase {
+    /// A phase that failed leaves no half line before the error.
+    fn drop(&mut self) {
+        self.yield_terminal();
     }
 }
 

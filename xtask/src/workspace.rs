@@ -95,7 +95,8 @@ impl Workspace {
         let statically = self.static_packages(&metadata);
 
         let mut build = vec!["build", "--workspace", "--bins"];
-        for package in NOT_PRODUCT.iter().copied().chain(statically.iter().map(|(package, _)| *package)) {
+        let apart: BTreeSet<&str> = statically.iter().map(|(package, _)| *package).chain(NOT_PRODUCT).collect();
+        for package in apart {
             build.extend(["--exclude", package]);
         }
         let mut binaries = self.compile(&build, &[], profile)?;

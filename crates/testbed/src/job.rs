@@ -15,11 +15,11 @@ use crate::file_commands::FileCommands;
 use crate::hook;
 use crate::json::{Value, object, string_map};
 use crate::layout::{Layout, copy_tree};
-use crate::log_commands::{Interpreter, Look};
-use crate::process::{self, Control, Exit, Launch, Timings};
-use crate::report::{Console, Ended, Record, StepSink};
+use crate::log_commands::Look;
+use crate::process::Timings;
+use crate::report::{Console, Ended, Record};
 use crate::request;
-use crate::response::{self, Described, Expect, Response};
+use crate::response::{Described, Expect};
 use crate::workflow::{Condition, Job, Step, Work, Workflow};
 
 /// What stays the same for all jobs.

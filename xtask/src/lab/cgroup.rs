@@ -1,7 +1,7 @@
 //! The control group a lab host lives in, on machines where no systemd makes one.
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -71,9 +71,10 @@ pub(crate) fn kill(group: &Path, limit: Duration) -> Result<()> {
     let path = group.join("cgroup.events");
     let deadline = Instant::now() + limit;
     loop {
-        // A change of the file is an exceptional condition (cgroups(7)); it must be read anew each time.
-        let events = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        // A change after the last read of this descriptor is an exceptional condition of it (cgroups(7)).
+        let mut events = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        let mut text = String::new();
+        events.read_to_string(&mut text).with_context(|| format!("read {}", path.display()))?;
         if text.lines().any(|line| line == "populated 0") {
             return Ok(());
         }

@@ -1,16 +1,18 @@
 //! Running a program inside the lab host: its namespaces, a control group of its own, our streams or a terminal there.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, kill_process, pidfd_open};
+use rustix::fs::Mode;
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, kill_process, pidfd_open, setrlimit, umask};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
@@ -41,10 +43,12 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// The calling process must have a single thread; afterwards it sees the machine's files.
 pub(super) fn run(leader: u32, request: &Request) -> Result<u8> {
     let signals = block_signals()?;
-    join(leader)?;
+    let groups = open_groups(leader)?;
+    join_namespaces(leader)?;
+    take_standard_limits()?;
     let account = Account::find(request.user.as_deref().unwrap_or("0"))?;
     let terminal = if io::stdin().is_terminal() && io::stdout().is_terminal() { Some(Pty::open()?) } else { None };
-    let program = program(request, &account, terminal.is_some());
+    let program = program(request, &account, terminal.is_some()).in_groups_with_all_signals(groups);
     let child = match &terminal {
         None => program.inherit(),
         Some(pty) => {
@@ -81,14 +85,23 @@ fn block_signals() -> Result<SignalFd> {
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signal descriptor")
 }
 
-/// The group first: afterwards this machine's hierarchies are out of sight.
-fn join(leader: u32) -> Result<()> {
+/// The group of the programs run here, opened before this machine's hierarchies are out of sight.
+///
+/// Only the programs join it. We are outside the machine's PID namespace: in one of its groups we would be process 0
+/// there, which systemd 252 takes for an I/O error when it lists the group.
+fn open_groups(leader: u32) -> Result<Vec<File>> {
     let path = cgroup::of_process(leader)?;
     let payload = path.strip_suffix("/init.scope").unwrap_or(&path);
-    for group in Hierarchies::mounted()?.directories(&format!("{payload}/{GROUP}")) {
-        fs::create_dir_all(&group).with_context(|| format!("create {}", group.display()))?;
-        fs::write(group.join("cgroup.procs"), "0").with_context(|| format!("join {}", group.display()))?;
-    }
+    let directories = Hierarchies::mounted()?.directories(&format!("{payload}/{GROUP}"));
+    let open = |directory: PathBuf| {
+        fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+        let procs = directory.join("cgroup.procs");
+        File::options().write(true).open(&procs).with_context(|| format!("open {}", procs.display()))
+    };
+    directories.into_iter().map(open).collect()
+}
+
+fn join_namespaces(leader: u32) -> Result<()> {
     let pid = i32::try_from(leader).ok().and_then(Pid::from_raw).context("not a process number")?;
     let leader = pidfd_open(pid, PidfdFlags::empty()).context("open the lab host's PID 1")?;
     let namespaces = ThreadNameSpaceType::MOUNT
@@ -98,6 +111,20 @@ fn join(leader: u32) -> Result<()> {
         | ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::NETWORK;
     move_into_thread_name_spaces(leader.as_fd(), namespaces).context("join the lab host's namespaces")
+}
+
+/// Takes the limit of open files and the mask systemd gives a service, whatever our caller has. Returns the hard limit.
+pub(super) fn take_standard_limits() -> Result<u64> {
+    umask(Mode::from_raw_mode(0o022));
+    let limit = |maximum| Rlimit { current: Some(1024), maximum: Some(maximum) };
+    let standard = 524_288;
+    if setrlimit(Resource::Nofile, limit(standard)).is_ok() {
+        return Ok(standard);
+    }
+    // Root without CAP_SYS_RESOURCE, as in some containers and VMs.
+    let ours = getrlimit(Resource::Nofile).maximum.unwrap_or(standard).min(standard);
+    setrlimit(Resource::Nofile, limit(ours)).context("set the limit of open files")?;
+    Ok(ours)
 }
 
 fn program(request: &Request, account: &Account, terminal: bool) -> Program {
@@ -124,7 +151,6 @@ fn program(request: &Request, account: &Account, terminal: bool) -> Program {
         .env("LANG", "C.UTF-8")
         .env("TERM", std::env::var_os("TERM").unwrap_or_else(|| "dumb".into()))
         .dir(home)
-        .signals_unblocked()
 }
 
 /// A line of passwd(5).
@@ -226,7 +252,7 @@ impl Pty {
         // Only the program may hold its end, or its output would never end.
         drop(program_end);
         let _raw = Raw::enter(io::stdin().as_fd())?;
-        let pty = fs::File::from(our_end);
+        let pty = File::from(our_end);
         rustix::io::ioctl_fionbio(&pty, true)?;
         let mut typed: Vec<u8> = Vec::new();
         let (mut typing, mut writing) = (true, true);
@@ -277,7 +303,7 @@ fn read_into(source: BorrowedFd<'_>, bytes: &mut Vec<u8>) -> Result<bool> {
     Ok(length > 0)
 }
 
-fn write_some(mut pty: &fs::File, bytes: &mut Vec<u8>) -> Result<()> {
+fn write_some(mut pty: &File, bytes: &mut Vec<u8>) -> Result<()> {
     match pty.write(bytes) {
         Ok(length) => drop(bytes.drain(..length)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -288,7 +314,7 @@ fn write_some(mut pty: &fs::File, bytes: &mut Vec<u8>) -> Result<()> {
 }
 
 /// Prints what the program has written so far. False when nobody holds its end any more (EIO).
-fn pass_on(mut pty: &fs::File) -> Result<bool> {
+fn pass_on(mut pty: &File) -> Result<bool> {
     let mut buffer = [0; 16384];
     let open = loop {
         match pty.read(&mut buffer) {

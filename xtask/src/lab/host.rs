@@ -13,6 +13,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::cgroup::{self, Hierarchies};
+use super::enter::take_standard_limits;
 use super::state::{ProcessId, State, boot_id};
 use super::{Lab, timespec, tree};
 use crate::child::Program;
@@ -94,8 +95,8 @@ fn systemd_is_pid_1() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
-/// systemd-nspawn's arguments.
-fn nspawn(lab: &Lab) -> Vec<String> {
+/// systemd-nspawn's arguments; `files` is the hard limit of open files.
+fn nspawn(lab: &Lab, files: u64) -> Vec<String> {
     let root = lab.root();
     let root = root.to_str().expect("our own paths are UTF-8");
     let mut words = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"].map(str::to_owned).to_vec();
@@ -106,7 +107,7 @@ fn nspawn(lab: &Lab) -> Vec<String> {
     // Nothing of this machine reaches it, and `pipe` would print nothing.
     words
         .extend(["--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=read-only"].map(str::to_owned));
-    words.push("--notify-ready=yes".to_owned());
+    words.extend([format!("--rlimit=NOFILE=1024:{files}"), "--notify-ready=yes".to_owned()]);
     words
 }
 
@@ -118,6 +119,7 @@ fn nspawn_environment(lab: &Lab) -> Vec<(&'static str, String)> {
 
 /// As a service of the machine's own systemd.
 fn start_as_unit(lab: &Lab) -> Result<u32> {
+    let files = take_standard_limits()?;
     let log = lab.log_file();
     let mut run = Program::new("systemd-run")
         .args(["--quiet", "--collect", "--service-type=exec", "--slice=machine.slice"])
@@ -128,7 +130,7 @@ fn start_as_unit(lab: &Lab) -> Result<u32> {
     for (name, value) in nspawn_environment(lab) {
         run = run.arg(format!("--setenv={name}={value}"));
     }
-    run.arg("--").args(nspawn(lab)).run()?;
+    run.arg("--").args(nspawn(lab, files)).run()?;
     let pid = Program::new("systemctl").args(["show", "--property=MainPID", "--value", &lab.unit()]).read()?;
     pid.trim().parse().ok().filter(|pid| *pid != 0).with_context(|| died(lab))
 }
@@ -148,6 +150,7 @@ fn kill_unit(unit: &str) -> Result<()> {
 
 /// In a session and a control group of its own, so that neither a closed terminal nor another machine's end takes it along.
 fn start_in_own_group(lab: &Lab) -> Result<u32> {
+    let files = take_standard_limits()?;
     let groups = Hierarchies::mounted()?.directories(&lab.name());
     for group in &groups {
         fs::create_dir_all(group).with_context(|| format!("create {}", group.display()))?;
@@ -155,7 +158,7 @@ fn start_in_own_group(lab: &Lab) -> Result<u32> {
     // The shell moves itself before it becomes nspawn: we must not move, and nothing of nspawn may run outside.
     let script = "until [ \"$1\" = -- ]; do echo $$ >\"$1/cgroup.procs\"; shift; done; shift; exec setsid \"$@\"";
     let log = File::options().create(true).append(true).open(lab.log_file()).context("open the lab host's log")?;
-    let mut program = Program::new("sh").args(["-ec", script, "sh"]).args(&groups).arg("--").args(nspawn(lab));
+    let mut program = Program::new("sh").args(["-ec", script, "sh"]).args(&groups).arg("--").args(nspawn(lab, files));
     for (name, value) in nspawn_environment(lab) {
         program = program.env(name, value);
     }

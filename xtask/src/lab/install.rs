@@ -11,9 +11,19 @@ use crate::progress::{Phase, note};
 use crate::workspace::{Binaries, Workspace};
 
 /// The official runner's folders below its root, which in the lab is the user's home (protocol text, section 11.1).
-const RUNNER_FOLDERS: &str = "/home/runner /home/runner/_work /home/runner/externals \
-    /home/runner/externals/node20/bin /home/runner/externals/node20_alpine/bin \
-    /home/runner/externals/node24/bin /home/runner/externals/node24_alpine/bin";
+const RUNNER_FOLDERS: &[&str] = &[
+    "/home/runner",
+    "/home/runner/_work",
+    "/home/runner/externals",
+    "/home/runner/externals/node20",
+    "/home/runner/externals/node20/bin",
+    "/home/runner/externals/node20_alpine",
+    "/home/runner/externals/node20_alpine/bin",
+    "/home/runner/externals/node24",
+    "/home/runner/externals/node24/bin",
+    "/home/runner/externals/node24_alpine",
+    "/home/runner/externals/node24_alpine/bin",
+];
 
 /// Prints one line for each argument: the mode and the digest of that file, or `absent`.
 const DIGESTS: &str = r#"for path do
@@ -39,7 +49,7 @@ pub(super) fn install(lab: Lab, workspace: &Workspace, binaries: &Binaries) -> R
     }
     if !changed.is_empty() {
         lab.inside(["sh", "-ec", "systemd-sysusers; systemd-tmpfiles --create; systemctl daemon-reload"]).run()?;
-        lab.inside(["sh", "-c", &format!("install -d -o runner -g runner -m 0755 {RUNNER_FOLDERS}")]).run()?;
+        lab.inside(["install", "-d", "-o", "runner", "-g", "runner", "-m", "0755"]).args(RUNNER_FOLDERS).run()?;
     }
     for unit in &workspace.manifest().enabled {
         start(lab, unit)?;

@@ -145,12 +145,15 @@ impl Lab {
         packages::ensure()?;
         let lock = Self::lock()?;
         self.ensure_booted()?;
-        if !host_only {
-            let binaries = workspace.build(profile)?;
-            install::install(self, workspace, &binaries)?;
-        }
+        // Compiling takes minutes; others may use the host meanwhile.
         drop(lock);
-        Ok(())
+        if host_only {
+            return Ok(());
+        }
+        let binaries = workspace.build(profile)?;
+        let _lock = Self::lock()?;
+        self.require_running()?;
+        install::install(self, workspace, &binaries)
     }
 
     fn ensure_booted(self) -> Result<()> {
@@ -195,7 +198,7 @@ impl Lab {
     /// Removes the host and all it left on this machine; the cached root trees only with `purge`.
     pub(crate) fn down(self, purge: bool) -> Result<()> {
         require_root()?;
-        let lock = Self::lock()?;
+        let _lock = Self::lock()?;
         let phase = Phase::start("lab host", "removing");
         let was_running = self.running()?.is_some();
         host::remove(&self)?;
@@ -209,7 +212,6 @@ impl Lab {
         if purge && only_entry(Path::new(CACHE), "lock")? {
             tree::remove(Path::new(CACHE))?;
         }
-        drop(lock);
         Ok(())
     }
 

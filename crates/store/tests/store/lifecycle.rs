@@ -304,3 +304,11 @@ fn a_full_disk_is_its_own_kind_of_failure_and_leaves_nothing() {
     assert!(fs::read_dir(small.join("images/tmp")).unwrap().next().is_none());
     assert_eq!(bench.store.sweep().unwrap().layers, 1, "the layer that was complete");
 }
+
+#[test]
+fn stores_and_leases_can_cross_threads() {
+    fn crosses<T: Send + Sync>() {}
+    crosses::<Store>();
+    crosses::<runner_store::Lease>();
+    crosses::<runner_store::StoreError>();
+}
