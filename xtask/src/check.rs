@@ -6,7 +6,7 @@ use std::ops::AddAssign;
 use anyhow::Result;
 
 use crate::child::{Program, Stream};
-use crate::lab::{Lab, Suite};
+use crate::lab::Lab;
 use crate::progress::{Phase, note, result};
 use crate::workspace::{Profile, Workspace};
 
@@ -16,8 +16,8 @@ pub(crate) struct Plan {
     pub(crate) filter: Option<String>,
     /// Leave the lab tests out; they count as one skipped.
     pub(crate) no_lab: bool,
-    /// The lab host's Debian release.
-    pub(crate) suite: Suite,
+    /// Where the lab tests run.
+    pub(crate) lab: Lab,
 }
 
 /// Tests by outcome.
@@ -81,7 +81,7 @@ fn unit_tests(workspace: &Workspace, plan: &Plan) -> Result<Counts> {
 }
 
 fn lab_tests(workspace: &Workspace, plan: &Plan) -> Result<Counts> {
-    if let Err(error) = Lab::new(plan.suite).up(workspace, Profile::Dev, false) {
+    if let Err(error) = plan.lab.up(workspace, Profile::Dev, false) {
         note(&format!("error: {error:#}"));
         return Ok(Counts { failed: 1, ..Counts::default() });
     }
@@ -93,7 +93,7 @@ fn lab_tests(workspace: &Workspace, plan: &Plan) -> Result<Counts> {
     Ok(ended(phase, status.success(), counts))
 }
 
-/// The tests call this program, by its path, to reach the lab host.
+/// The tests call this program, by its path and with these options, to reach the lab host.
 fn lab_test_program(workspace: &Workspace, plan: &Plan) -> Program {
     let me = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
     workspace
@@ -101,7 +101,7 @@ fn lab_test_program(workspace: &Workspace, plan: &Plan) -> Program {
         .args(["run", "--quiet", "--package", "runner-lab-tests", "--"])
         .args(&plan.filter)
         .env("XTASK", me)
-        .env("RUNNER_LAB_SUITE", plan.suite.name())
+        .env("XTASK_LAB_OPTIONS", plan.lab.options().join(" "))
 }
 
 /// A run that failed without a failed test, for instance because it did not compile, is one failure.

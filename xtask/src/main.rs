@@ -12,10 +12,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
-use lab::{Lab, Request, Suite};
+use lab::{Instance, Lab, Request, Suite};
 use workspace::{Profile, Workspace};
 
 /// Exit code for our own failures where a program's code is passed on.
@@ -97,9 +97,11 @@ enum LabCommand {
         #[arg(long)]
         purge: bool,
     },
-    /// Say whether lab hosts run; exit 1 if none does
+    /// Say whether the lab host runs; exit 1 if it does not
     Status {
-        /// Print one JSON object per suite
+        #[command(flatten)]
+        which: Which,
+        /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
@@ -146,11 +148,24 @@ struct Which {
     /// Debian release of the lab host
     #[arg(long, value_enum, default_value_t = Suite::Trixie)]
     suite: Suite,
+    /// Name of a lab host of your own, beside the others of the suite (or RUNNER_LAB_INSTANCE in the environment)
+    #[arg(long, value_name = "NAME")]
+    instance: Option<Instance>,
 }
 
 impl Which {
-    fn lab(&self) -> Lab {
-        Lab::new(self.suite)
+    fn lab(&self) -> Result<Lab> {
+        Ok(Lab::new(self.suite, self.instance()?))
+    }
+
+    fn instance(&self) -> Result<Option<Instance>> {
+        if self.instance.is_some() {
+            return Ok(self.instance.clone());
+        }
+        match std::env::var("RUNNER_LAB_INSTANCE") {
+            Ok(name) if !name.is_empty() => name.parse().map(Some).context("RUNNER_LAB_INSTANCE"),
+            _ => Ok(None),
+        }
     }
 }
 
@@ -169,9 +184,9 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<u8> {
     match command {
         Command::Lab(command) => run_lab(command),
-        Command::Sim { which, workflow, job, args } => sim::run(which.lab(), &workflow, job.as_deref(), &args),
+        Command::Sim { which, workflow, job, args } => sim::run(&which.lab()?, &workflow, job.as_deref(), &args),
         Command::Test { which, no_lab, filter } => {
-            check::run(&Workspace::find()?, &check::Plan { filter, no_lab, suite: which.suite })
+            check::run(&Workspace::find()?, &check::Plan { filter, no_lab, lab: which.lab()? })
         }
     }
 }
@@ -180,22 +195,20 @@ fn run_lab(command: LabCommand) -> Result<u8> {
     match command {
         LabCommand::Up { which, release, host_only } => {
             let profile = if release { Profile::Release } else { Profile::Dev };
-            which.lab().up(&Workspace::find()?, profile, host_only)?;
+            which.lab()?.up(&Workspace::find()?, profile, host_only)?;
         }
         LabCommand::Down { which, all, purge } => {
             let suites = if all { Suite::ALL.to_vec() } else { vec![which.suite] };
-            suites.into_iter().try_for_each(|suite| Lab::new(suite).down(purge))?;
-        }
-        LabCommand::Status { json } => {
-            let mut running = false;
-            for suite in Suite::ALL {
-                running |= Lab::new(suite).status(json)?;
+            for suite in suites {
+                Lab::new(suite, which.instance()?).down(purge)?;
             }
-            return Ok(u8::from(!running));
         }
-        LabCommand::Exec { which, user, command } => return which.lab().exec(&Request { user, command }),
-        LabCommand::Put { which, source, target } => which.lab().put(&source, &target)?,
-        LabCommand::Reboot { which, power_cut } => which.lab().reboot(power_cut)?,
+        LabCommand::Status { which, json } => {
+            return Ok(u8::from(!which.lab()?.status(json)?));
+        }
+        LabCommand::Exec { which, user, command } => return which.lab()?.exec(&Request { user, command }),
+        LabCommand::Put { which, source, target } => which.lab()?.put(&source, &target)?,
+        LabCommand::Reboot { which, power_cut } => which.lab()?.reboot(power_cut)?,
     }
     Ok(0)
 }

@@ -15,7 +15,7 @@ const RUNNER_SIM: &str = "/usr/lib/runner/testbed/runner-sim";
 
 /// Copies the workflow and the local actions it names into the lab host and runs the stand-in there as user `runner`.
 /// Returns its exit status.
-pub(crate) fn run(lab: Lab, workflow: &Path, job: Option<&str>, args: &[OsString]) -> Result<u8> {
+pub(crate) fn run(lab: &Lab, workflow: &Path, job: Option<&str>, args: &[OsString]) -> Result<u8> {
     let text = fs::read_to_string(workflow).with_context(|| format!("read {}", workflow.display()))?;
     let name = workflow.file_name().and_then(|name| name.to_str()).context("the workflow's name is not UTF-8")?;
     let beside = workflow.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use runner_inside::enter::{Mount, Request};
@@ -157,6 +157,7 @@ impl Engine {
 
     /// Boots a guest with that root.
     pub async fn boot(&self, spec: BootSpec, ids: Arc<IdRange>, root: Root) -> Result<Guest, BootError> {
+        let mut phases = Phases::start();
         let id = spec.id.clone();
         let folder = self.places.run.join("guests").join(id.to_string());
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -178,21 +179,27 @@ impl Engine {
             log_fields: spec.log_fields.clone(),
             sweep: self.places.programs.join("guest-sweep").display().to_string(),
         };
+        phases.end("set up");
         self.systemd.start(&id.unit(), to_dbus(guest_properties(&unit))).await?.done().await?;
         drop(network);
+        phases.end("boot");
 
         let leader = self.leader(&id, ids.base()).await?;
+        phases.end("find");
         let program = self.places.programs.join("guest-enter");
         let base = ids.base();
         let bus = tokio::task::spawn_blocking(move || furnish(&program, &leader, base, spec, root))
             .await
             .map_err(anyhow::Error::from)??;
+        phases.end("furnish");
         let connection = zbus::connection::Builder::unix_stream(bus)
             .method_timeout(GUEST_CALL)
             .build()
             .await
             .context("cannot talk to the guest's bus")?;
         let systemd = Systemd::new(connection).await.context("cannot talk to the guest's systemd")?;
+        phases.end("connect");
+        tracing::debug!(machine = id.machine(), "booted {}: {phases}", id.machine());
         let launcher = self.places.programs.join("guest-exec").display().to_string();
         Ok(Guest::new(id.clone(), systemd, launcher, cgroup_of(id.job()).join(id.unit()), ids))
     }
@@ -304,6 +311,35 @@ impl Engine {
             reaped.push((job, receipt));
         }
         Ok(reaped)
+    }
+}
+
+/// How long the parts of a boot took, for the debug log.
+#[derive(Debug)]
+struct Phases {
+    last: Instant,
+    ended: Vec<(&'static str, Duration)>,
+}
+
+impl Phases {
+    fn start() -> Self {
+        Self { last: Instant::now(), ended: Vec::new() }
+    }
+
+    fn end(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.ended.push((name, now - self.last));
+        self.last = now;
+    }
+}
+
+impl std::fmt::Display for Phases {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, (name, took)) in self.ended.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(formatter, "{separator}{name} {:.1} ms", took.as_secs_f64() * 1_000.0)?;
+        }
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use crate::child::Program;
 
 /// Copies `source` to `target`, owned by root, modes kept. A target that ends with `/` or is a folder there gets the file
 /// inside it; a folder's content is merged into the target.
-pub(super) fn put(lab: Lab, source: &Path, target: &str) -> Result<()> {
+pub(super) fn put(lab: &Lab, source: &Path, target: &str) -> Result<()> {
     ensure!(target.starts_with('/'), "the target `{target}` must be an absolute path in the lab host");
     let meta = std::fs::metadata(source).with_context(|| format!("read {}", source.display()))?;
     // The lab host may hold anything; so the copy is made by programs inside it, never by path from here.
@@ -31,7 +31,7 @@ pub(super) fn put(lab: Lab, source: &Path, target: &str) -> Result<()> {
 }
 
 /// Copies one file to exactly this path, making the folders above it. A program that runs from the path keeps its old file.
-pub(super) fn put_file(lab: Lab, source: &Path, target: &str, mode: u32) -> Result<()> {
+pub(super) fn put_file(lab: &Lab, source: &Path, target: &str, mode: u32) -> Result<()> {
     let mode = format!("--mode={mode:o}");
     let install = lab.inside(["install", "-D", &mode, "--", "/dev/stdin", target]);
     Program::new("cat").arg("--").arg(source).pipe_into(install)

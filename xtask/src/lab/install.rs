@@ -31,7 +31,7 @@ const DIGESTS: &str = r#"for path do
 done"#;
 
 /// Copies what differs, makes users and directories, restarts the units concerned and starts the enabled ones.
-pub(super) fn install(lab: Lab, workspace: &Workspace, binaries: &Binaries) -> Result<()> {
+pub(super) fn install(lab: &Lab, workspace: &Workspace, binaries: &Binaries) -> Result<()> {
     let phase = Phase::start("install", "comparing");
     let files = sources(workspace, binaries);
     let changed = changed(lab, &files)?;
@@ -81,7 +81,7 @@ fn sources<'a>(workspace: &'a Workspace, binaries: &Binaries) -> Vec<(&'a Instal
 }
 
 /// The rows whose file in the lab host is not as it should be.
-fn changed<'a>(lab: Lab, files: &[(&'a Installed, PathBuf)]) -> Result<Vec<(&'a Installed, PathBuf)>> {
+fn changed<'a>(lab: &Lab, files: &[(&'a Installed, PathBuf)]) -> Result<Vec<(&'a Installed, PathBuf)>> {
     let here = Program::new("sha256sum").arg("--").args(files.iter().map(|(_, source)| source)).read()?;
     let there = lab.inside(["sh", "-c", DIGESTS, "sh"]).args(files.iter().map(|(file, _)| &file.path)).read()?;
     let (here, there): (Vec<_>, Vec<_>) = (here.lines().collect(), there.lines().collect());
@@ -102,7 +102,7 @@ fn is_same(line: &str, mode: u32, digest: &str) -> bool {
     words.next() == Some(format!("{mode:o}").as_str()) && words.next() == Some(digest)
 }
 
-fn start(lab: Lab, unit: &str) -> Result<()> {
+fn start(lab: &Lab, unit: &str) -> Result<()> {
     let output = lab.inside(["systemctl", "enable", "--quiet", "--now", unit]).output()?;
     if output.status.success() {
         return Ok(());

@@ -13,9 +13,10 @@ mod tree;
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 pub(crate) use enter::Request;
 pub(crate) use packages::require_root;
@@ -34,10 +35,29 @@ const HOSTS: &str = "/var/lib/runner-appliance-lab";
 /// State of running lab hosts.
 const RUN: &str = "/run/runner-appliance-lab";
 
-/// One lab host; there is at most one per suite.
-#[derive(Debug, Clone, Copy)]
+/// One lab host; there is at most one per suite and instance.
+#[derive(Debug, Clone)]
 pub(crate) struct Lab {
     suite: Suite,
+    instance: Option<Instance>,
+}
+
+/// Tells several lab hosts of one suite apart: one to a checkout, or to a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Instance(String);
+
+impl FromStr for Instance {
+    type Err = anyhow::Error;
+
+    /// It becomes part of a machine name, a host name and paths.
+    fn from_str(text: &str) -> Result<Self> {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        ensure!(
+            (1..=16).contains(&text.len()) && text.chars().all(allowed),
+            "an instance name is 1 to 16 characters from a-z and 0-9"
+        );
+        Ok(Self(text.to_owned()))
+    }
 }
 
 /// Held by a command that changes a lab host.
@@ -46,73 +66,86 @@ struct Lock {
 }
 
 impl Lab {
-    /// The lab host of this suite.
-    pub(crate) fn new(suite: Suite) -> Self {
-        Self { suite }
+    /// The lab host of this suite and instance.
+    pub(crate) fn new(suite: Suite, instance: Option<Instance>) -> Self {
+        Self { suite, instance }
+    }
+
+    /// What its folders are called.
+    fn key(&self) -> String {
+        match &self.instance {
+            None => self.suite.name().to_owned(),
+            Some(Instance(instance)) => format!("{}-{instance}", self.suite.name()),
+        }
     }
 
     /// Its machine name.
-    fn name(self) -> String {
-        format!("runner-lab-{}", self.suite.name())
+    fn name(&self) -> String {
+        format!("runner-lab-{}", self.key())
+    }
+
+    /// The options that name it on a command line.
+    pub(crate) fn options(&self) -> Vec<String> {
+        let instance = self.instance.iter().flat_map(|Instance(name)| ["--instance", name]);
+        ["--suite", self.suite.name()].into_iter().chain(instance).map(str::to_owned).collect()
     }
 
     /// Its unit, where PID 1 is systemd.
-    fn unit(self) -> String {
+    fn unit(&self) -> String {
         format!("{}.service", self.name())
     }
 
-    fn root(self) -> PathBuf {
-        Path::new(HOSTS).join(self.suite.name()).join("root")
+    fn root(&self) -> PathBuf {
+        Path::new(HOSTS).join(self.key()).join("root")
     }
 
-    fn run_dir(self) -> PathBuf {
-        Path::new(RUN).join(self.suite.name())
+    fn run_dir(&self) -> PathBuf {
+        Path::new(RUN).join(self.key())
     }
 
-    fn state_file(self) -> PathBuf {
+    fn state_file(&self) -> PathBuf {
         self.run_dir().join("state.json")
     }
 
-    fn log_file(self) -> PathBuf {
+    fn log_file(&self) -> PathBuf {
         self.run_dir().join("console.log")
     }
 
-    fn notify_socket(self) -> PathBuf {
+    fn notify_socket(&self) -> PathBuf {
         self.run_dir().join("notify")
     }
 
     /// The state of the running host, or `None`.
-    fn running(self) -> Result<Option<State>> {
+    fn running(&self) -> Result<Option<State>> {
         let Some(state) = State::load(&self.state_file())? else { return Ok(None) };
         Ok(state.is_running()?.then_some(state))
     }
 
     /// The state of the running host, or an error that says how to start it.
-    fn require_running(self) -> Result<State> {
+    fn require_running(&self) -> Result<State> {
         require_root()?;
-        let suite = self.suite.name();
-        let option = if self.suite == Suite::Trixie { String::new() } else { format!(" --suite {suite}") };
-        self.running()?.with_context(|| format!("no {suite} lab host is running: run `cargo xtask lab up{option}`"))
+        let options = self.options().join(" ");
+        self.running()?.with_context(|| format!("{} is not running: run `cargo xtask lab up {options}`", self.name()))
     }
 
     /// PID 1 of the host, as this machine numbers it.
-    fn leader(self, state: &State) -> Result<u32> {
+    fn leader(&self, state: &State) -> Result<u32> {
         state.nspawn.leader()?.context("the lab host has no PID 1 at the moment: try again, or `cargo xtask lab down`")
     }
 
     /// A program run inside the host as root. It goes through this very program, even if its file was rebuilt meanwhile.
-    pub(crate) fn inside<S: AsRef<std::ffi::OsStr>>(self, words: impl IntoIterator<Item = S>) -> Program {
+    pub(crate) fn inside<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Program {
         self.inside_as("root", words)
     }
 
     /// The same as another user of the host.
     pub(crate) fn inside_as<S: AsRef<std::ffi::OsStr>>(
-        self,
+        &self,
         user: &str,
         words: impl IntoIterator<Item = S>,
     ) -> Program {
-        let options = ["lab", "exec", "--suite", self.suite.name(), "--user", user, "--"];
-        Program::new("/proc/self/exe").args(options).args(words)
+        let program = Program::new("/proc/self/exe").args(["lab", "exec", "--user", user]).args(self.options());
+        program.arg("--").args(words)
     }
 
     /// One command at a time changes the lab hosts of a machine.
@@ -141,7 +174,7 @@ impl Lab {
     }
 
     /// Boots the host unless it runs, then builds and installs the product there.
-    pub(crate) fn up(self, workspace: &Workspace, profile: Profile, host_only: bool) -> Result<()> {
+    pub(crate) fn up(&self, workspace: &Workspace, profile: Profile, host_only: bool) -> Result<()> {
         packages::ensure()?;
         let lock = Self::lock()?;
         self.ensure_booted()?;
@@ -156,7 +189,7 @@ impl Lab {
         install::install(self, workspace, &binaries)
     }
 
-    fn ensure_booted(self) -> Result<()> {
+    fn ensure_booted(&self) -> Result<()> {
         if let Some(state) = self.running()? {
             if state.tree == self.suite.tree_name() {
                 let phase = Phase::start("lab host", "waiting for it");
@@ -168,16 +201,16 @@ impl Lab {
         }
         let tree = tree::cached(Path::new(CACHE), self.suite)?;
         let phase = Phase::start("lab host", "booting");
-        host::remove(&self)?;
+        host::remove(self)?;
         tree::copy(&tree, &self.root(), &self.name())?;
-        let state = host::boot(&self, self.suite.tree_name())?;
+        let state = host::boot(self, self.suite.tree_name())?;
         let condition = self.wait_until_started()?;
         phase.end(&format!("{} booted ({condition}), leader {}", self.name(), self.leader(&state)?));
         Ok(())
     }
 
     /// Waits until PID 1 has no start jobs left; `running`, or `degraded` with the units that failed.
-    fn wait_until_started(self) -> Result<String> {
+    fn wait_until_started(&self) -> Result<String> {
         let output = self.inside(["timeout", "60", "systemctl", "is-system-running", "--wait"]).output()?;
         let condition = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         match condition.as_str() {
@@ -196,16 +229,16 @@ impl Lab {
     }
 
     /// Removes the host and all it left on this machine; the cached root trees only with `purge`.
-    pub(crate) fn down(self, purge: bool) -> Result<()> {
+    pub(crate) fn down(&self, purge: bool) -> Result<()> {
         require_root()?;
         let _lock = Self::lock()?;
         let phase = Phase::start("lab host", "removing");
         let was_running = self.running()?.is_some();
-        host::remove(&self)?;
+        host::remove(self)?;
         if purge {
             tree::purge(Path::new(CACHE), self.suite)?;
         }
-        let parents = [Path::new(HOSTS).join(self.suite.name()), HOSTS.into(), RUN.into()];
+        let parents = [Path::new(HOSTS).join(self.key()), HOSTS.into(), RUN.into()];
         parents.iter().for_each(|dir| remove_if_empty(dir));
         let outcome = if was_running { "killed and removed" } else { "was not running; nothing is left of it" };
         phase.end(&format!("{} {outcome}", self.name()));
@@ -216,32 +249,32 @@ impl Lab {
     }
 
     /// Reboots the host on its tree as it is and waits until it runs again.
-    pub(crate) fn reboot(self, power_cut: bool) -> Result<()> {
+    pub(crate) fn reboot(&self, power_cut: bool) -> Result<()> {
         let ending = if power_cut { Ending::PowerCut } else { Ending::Clean };
         require_root()?;
         let _lock = Self::lock()?;
         let state = self.require_running()?;
         let phase = Phase::start("lab host", "rebooting");
-        let state = host::reboot(&self, &state, ending)?;
+        let state = host::reboot(self, &state, ending)?;
         let condition = self.wait_until_started()?;
         phase.end(&format!("{} rebooted ({condition}), leader {}", self.name(), self.leader(&state)?));
         Ok(())
     }
 
     /// Runs a program in the host with our streams and returns its status as a shell gives it.
-    pub(crate) fn exec(self, request: &Request) -> Result<u8> {
+    pub(crate) fn exec(&self, request: &Request) -> Result<u8> {
         let state = self.require_running()?;
         enter::run(self.leader(&state)?, request)
     }
 
     /// Copies a file or a folder into the host.
-    pub(crate) fn put(self, source: &Path, target: &str) -> Result<()> {
+    pub(crate) fn put(&self, source: &Path, target: &str) -> Result<()> {
         self.require_running()?;
         copy::put(self, source, target)
     }
 
     /// Prints what is known about the host. True if it runs.
-    pub(crate) fn status(self, json: bool) -> Result<bool> {
+    pub(crate) fn status(&self, json: bool) -> Result<bool> {
         let state = self.running()?;
         let leader = state.as_ref().map(|state| state.nspawn.leader()).transpose()?.flatten();
         let condition = match leader {
@@ -256,7 +289,7 @@ impl Lab {
         let cached = Path::new(CACHE).join(self.suite.tree_name()).is_dir();
         if json {
             let status = serde_json::json!({
-                "suite": self.suite, "name": self.name(), "state": condition, "leader": leader,
+                "suite": self.suite, "instance": self.instance.as_ref().map(|Instance(name)| name), "name": self.name(), "state": condition, "leader": leader,
                 "nspawn": state.as_ref().map(|state| state.nspawn.pid),
                 "root": self.root(), "log": self.log_file(), "tree": self.suite.tree_name(), "tree_cached": cached,
             });
