@@ -1,7 +1,10 @@
 //! Developer commands, run as `cargo xtask COMMAND`.
 
+mod bench;
 mod check;
 mod child;
+mod demo;
+mod image;
 mod lab;
 mod manifest;
 mod progress;
@@ -31,10 +34,11 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  cargo xtask demo                           from nothing to a job in a guest
   cargo xtask lab up                         boot the lab host, build and install everything there
   cargo xtask lab exec -- journalctl -f      run a program in it
   cargo xtask lab exec --user runner -- id
-  cargo xtask sim docs/examples/hello.yml    run a workflow's job there, as the official runner would
+  cargo xtask sim docs/examples/hello.yml    run a workflow's job in it
   cargo xtask lab down                       remove it and all it left
   cargo xtask test                           format, clippy, unit tests, lab tests";
 
@@ -43,10 +47,31 @@ enum Command {
     /// The lab host: a nested machine with its own systemd, where the product is installed and tested
     #[command(subcommand)]
     Lab(LabCommand),
+    /// Set everything up, run a job in a guest, and show that nothing is left
+    #[command(after_help = "The first run makes the lab and compiles (minutes); later ones take seconds.")]
+    Demo {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Measure the hook in the lab with release builds
+    #[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --json figures.json")]
+    Bench {
+        #[command(flatten)]
+        which: Which,
+        /// Jobs measured one by one
+        #[arg(long, default_value_t = 30)]
+        jobs: usize,
+        /// Also write the figures as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Run a job of a workflow file in the lab host, by the official runner's stand-in and as its user
-    #[command(after_help = "Exit status: the stand-in's, 0 or 1 with the job; 125 if we failed.\n\nExamples:\n  \
+    #[command(
+        after_help = "Exit status: the stand-in's, 0 or 1 with the job, 2 for a workflow or an option it cannot use; 125 if \
+                            we failed. Paths in further arguments are the lab host's.\n\nExamples:\n  \
                             cargo xtask sim docs/examples/hello.yml\n  \
-                            cargo xtask sim docs/examples/hello.yml build -- --cancel-after 2")]
+                            cargo xtask sim docs/examples/hello.yml build -- --cancel-after 2"
+    )]
     Sim {
         #[command(flatten)]
         which: Which,
@@ -170,14 +195,31 @@ impl Which {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let passes_status_on = matches!(cli.command, Command::Lab(LabCommand::Exec { .. }) | Command::Sim { .. });
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let own_failure = if passes_status_on(&arguments) { OWN_FAILURE } else { 1 };
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // There is nobody to tell when the terminal is gone.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(own_failure) } else { ExitCode::SUCCESS };
+        }
+    };
     match run(cli.command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             progress::note(&format!("error: {error:#}"));
-            ExitCode::from(if passes_status_on { OWN_FAILURE } else { 1 })
+            ExitCode::from(own_failure)
         }
+    }
+}
+
+/// Whether the command's exit status is another program's.
+fn passes_status_on(arguments: &[OsString]) -> bool {
+    let mut words = arguments.iter().skip(1).filter_map(|word| word.to_str());
+    match words.next() {
+        Some("lab") => words.next() == Some("exec"),
+        first => first == Some("sim"),
     }
 }
 
@@ -185,6 +227,8 @@ fn run(command: Command) -> Result<u8> {
     match command {
         Command::Lab(command) => run_lab(command),
         Command::Sim { which, workflow, job, args } => sim::run(&which.lab()?, &workflow, job.as_deref(), &args),
+        Command::Demo { which } => demo::run(&Workspace::find()?, &which.lab()?),
+        Command::Bench { which, jobs, json } => bench::run(&Workspace::find()?, &which.lab()?, jobs, json.as_deref()),
         Command::Test { which, no_lab, filter } => {
             check::run(&Workspace::find()?, &check::Plan { filter, no_lab, lab: which.lab()? })
         }
@@ -211,4 +255,35 @@ fn run_lab(command: LabCommand) -> Result<u8> {
         LabCommand::Reboot { which, power_cut } => which.lab()?.reboot(power_cut)?,
     }
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn own_failures_are_told_apart_where_a_status_is_passed_on() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert!(passes_status_on(&words("xtask lab exec --bad -- true")));
+        assert!(passes_status_on(&words("xtask sim file")));
+        assert!(!passes_status_on(&words("xtask lab up")));
+        assert!(!passes_status_on(&words("xtask")));
+    }
+
+    #[test]
+    fn arguments_of_a_program_are_not_ours() {
+        let line = ["xtask", "lab", "exec", "--user", "runner", "--", "ls", "--user", "-l", "--", "x"];
+        let Command::Lab(LabCommand::Exec { user, command, .. }) = Cli::try_parse_from(line).unwrap().command else {
+            panic!("not parsed as `lab exec`")
+        };
+        assert_eq!(user.as_deref(), Some("runner"));
+        assert_eq!(command, ["ls", "--user", "-l", "--", "x"]);
+    }
 }

@@ -13,25 +13,31 @@ use crate::lab::Lab;
 /// Installed in the lab only.
 const RUNNER_SIM: &str = "/usr/lib/runner/testbed/runner-sim";
 
-/// Copies the workflow and the local actions it names into the lab host and runs the stand-in there as user `runner`.
-/// Returns its exit status.
+/// Copies the workflow into the lab host and runs the stand-in there as user `runner`. The local actions the workflow
+/// names, looked for in its folder, are the stand-in's checkout. Returns its exit status.
 pub(crate) fn run(lab: &Lab, workflow: &Path, job: Option<&str>, args: &[OsString]) -> Result<u8> {
     let text = fs::read_to_string(workflow).with_context(|| format!("read {}", workflow.display()))?;
     let name = workflow.file_name().and_then(|name| name.to_str()).context("the workflow's name is not UTF-8")?;
     let beside = workflow.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Two runs at a time must not see each other's copies.
     let folder = format!("/var/tmp/runner-sim-{}", std::process::id());
-    lab.put(workflow, &format!("{folder}/{name}"))?;
-    for action in local_actions(&text) {
-        let source = beside.join(&action);
-        let inner = Path::new(&action).components().all(|part| matches!(part, Component::Normal(_)));
-        ensure!(inner, "{}: the local action `./{action}` lies outside the workflow's folder", workflow.display());
-        ensure!(source.is_dir(), "{}: the local action `./{action}` is not a folder here", workflow.display());
-        lab.put(&source, &format!("{folder}/{action}"))?;
-    }
-    let mut sim = lab.inside_as("runner", [RUNNER_SIM, &format!("{folder}/{name}")]);
-    sim = sim.args(job).args(args);
-    let status = sim.show();
+    let (copy, checkout) = (format!("{folder}/{name}"), format!("{folder}/checkout"));
+    let actions = local_actions(&text);
+    let status = (|| {
+        lab.put(workflow, &copy)?;
+        for action in &actions {
+            let source = beside.join(action);
+            let inner = Path::new(action).components().all(|part| matches!(part, Component::Normal(_)));
+            ensure!(inner, "{}: the local action `./{action}` lies outside the workflow's folder", workflow.display());
+            ensure!(source.is_dir(), "{}: the local action `./{action}` is not a folder here", workflow.display());
+            lab.put(&source, &format!("{checkout}/{action}"))?;
+        }
+        let mut sim = lab.inside_as("runner", [RUNNER_SIM, &copy]).args(job);
+        if !actions.is_empty() && !args.iter().any(|arg| arg == "--checkout") {
+            sim = sim.args(["--checkout", &checkout]);
+        }
+        sim.args(args).show()
+    })();
     lab.inside(["rm", "--recursive", "--force", "--", &folder]).run()?;
     Ok(shell_code(status?))
 }

@@ -68,7 +68,7 @@ impl Cancel {
         let mut set = SigSet::empty();
         set.add(NixSignal::SIGINT);
         set.add(NixSignal::SIGTERM);
-        // The standard library gives children an empty mask, so they do not inherit the block.
+        // Children would inherit the block: `process` gives them an empty mask.
         set.thread_block()?;
         self.interrupts = Some(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?);
         Ok(())

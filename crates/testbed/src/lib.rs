@@ -10,6 +10,7 @@
 
 pub mod action;
 pub mod arguments;
+pub mod bench;
 pub mod call;
 pub mod cancel;
 pub mod context;

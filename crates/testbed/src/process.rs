@@ -5,11 +5,12 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{SigHandler, SigSet, Signal as NixSignal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -118,7 +119,9 @@ pub fn signal_number(signal: Signal) -> i32 {
 /// The child could not be started (no such program or working directory, for example), or a system call that cannot fail here did.
 pub fn run(launch: &Launch, control: &mut Control<'_>, sink: &mut dyn Sink) -> io::Result<Exit> {
     let start = Instant::now();
-    let mut child = Command::new(&launch.program)
+    let mut command = Command::new(&launch.program);
+    reset_signals(&mut command);
+    let mut child = command
         .args(&launch.arguments)
         .env_clear()
         .envs(launch.environment.iter().map(|(name, value)| (name, value)))
@@ -133,6 +136,23 @@ pub fn run(launch: &Launch, control: &mut Control<'_>, sink: &mut dyn Sink) -> i
         let _ = child.wait();
     }
     result
+}
+
+/// This program blocks the signals it reads from a descriptor, and whoever started it in the background made it ignore
+/// SIGINT; children would inherit both and the ladder would not reach them. The real runner's children start clean.
+#[expect(unsafe_code, reason = "a child's signal state can only be set between fork and exec")]
+fn reset_signals(command: &mut Command) {
+    // SAFETY: the closure runs in the forked child and only sets signal dispositions and the mask, which is
+    // async-signal-safe; it allocates nothing, takes no lock, and installs no handler.
+    unsafe {
+        command.pre_exec(|| {
+            for signal in [NixSignal::SIGINT, NixSignal::SIGQUIT, NixSignal::SIGTERM] {
+                nix::sys::signal::signal(signal, SigHandler::SigDfl)?;
+            }
+            SigSet::empty().thread_set_mask()?;
+            Ok(())
+        });
+    }
 }
 
 /// One output being read.

@@ -1,7 +1,7 @@
 //! The control group a lab host lives in, on machines where no systemd makes one.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read as _};
+use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -64,17 +64,18 @@ fn unified_path(text: &str) -> Option<&str> {
 
 /// Kills every process of a group and its descendants, and waits until they are gone.
 pub(crate) fn kill(group: &Path, limit: Duration) -> Result<()> {
+    let path = group.join("cgroup.events");
     match fs::write(group.join("cgroup.kill"), "1") {
-        Err(error) if error.kind() == ErrorKind::NotFound && !group.exists() => return Ok(()),
+        Err(error) if is_gone(&error) && !group.exists() => return Ok(()),
         outcome => outcome.with_context(|| format!("write {}/cgroup.kill (needs Linux 5.14)", group.display()))?,
     }
-    let path = group.join("cgroup.events");
     let deadline = Instant::now() + limit;
     loop {
         // A change after the last read of this descriptor is an exceptional condition of it (cgroups(7)).
-        let mut events = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-        let mut text = String::new();
-        events.read_to_string(&mut text).with_context(|| format!("read {}", path.display()))?;
+        let (events, text) = match read_events(&path) {
+            Err(error) if is_gone(&error) => return Ok(()),
+            outcome => outcome.with_context(|| format!("read {}", path.display()))?,
+        };
         if text.lines().any(|line| line == "populated 0") {
             return Ok(());
         }
@@ -83,6 +84,18 @@ pub(crate) fn kill(group: &Path, limit: Duration) -> Result<()> {
         };
         poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&timespec(left)))?;
     }
+}
+
+fn read_events(path: &Path) -> io::Result<(File, String)> {
+    let mut file = File::open(path)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok((file, text))
+}
+
+/// No such file, or (ENODEV) an open one whose group was removed: systemd removes a unit's group as soon as it is empty.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)
 }
 
 /// Removes a group and its descendants, which must be empty; what is not there is fine.

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::{Lab, copy};
 use crate::child::Program;
 use crate::manifest::{Installed, Source};
-use crate::progress::{Phase, note};
+use crate::progress::Phase;
 use crate::workspace::{Binaries, Workspace};
 
 /// The official runner's folders below its root, which in the lab is the user's home (protocol text, section 11.1).
@@ -33,7 +33,7 @@ done"#;
 /// Copies what differs, makes users and directories, restarts the units concerned and starts the enabled ones.
 pub(super) fn install(lab: &Lab, workspace: &Workspace, binaries: &Binaries) -> Result<()> {
     let phase = Phase::start("install", "comparing");
-    let files = sources(workspace, binaries);
+    let files = sources(workspace, binaries)?;
     let changed = changed(lab, &files)?;
     let units: Vec<&str> = changed.iter().filter_map(|(file, _)| file.unit.as_deref()).collect();
     // A socket unit cannot be restarted under its service: stop first, the service before the socket.
@@ -65,19 +65,15 @@ pub(super) fn install(lab: &Lab, workspace: &Workspace, binaries: &Binaries) -> 
 }
 
 /// Every row with the file that has its bytes.
-fn sources<'a>(workspace: &'a Workspace, binaries: &Binaries) -> Vec<(&'a Installed, PathBuf)> {
-    let mut found = Vec::new();
-    for file in &workspace.manifest().files {
-        let path = match &file.source {
-            Source::Program { name, .. } => binaries.get(name).cloned(),
-            Source::File(path) => Some(workspace.root().join(path)).filter(|path| path.is_file()),
-        };
-        match path {
-            Some(path) => found.push((file, path)),
-            None => note(&format!("install    {} does not exist yet: not installed", file.path)),
+fn sources<'a>(workspace: &'a Workspace, binaries: &Binaries) -> Result<Vec<(&'a Installed, PathBuf)>> {
+    let source = |file: &'a Installed| match &file.source {
+        Source::Program { name, .. } => {
+            let binary = binaries.get(name).cloned();
+            Ok((file, binary.with_context(|| format!("packaging/files: the workspace has no binary `{name}`"))?))
         }
-    }
-    found
+        Source::File(path) => Ok((file, workspace.root().join(path))),
+    };
+    workspace.manifest().files.iter().map(source).collect()
 }
 
 /// The rows whose file in the lab host is not as it should be.
@@ -103,16 +99,8 @@ fn is_same(line: &str, mode: u32, digest: &str) -> bool {
 }
 
 fn start(lab: &Lab, unit: &str) -> Result<()> {
-    let output = lab.inside(["systemctl", "enable", "--quiet", "--now", unit]).output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let reason = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " | ");
-    if reason.contains("does not exist") {
-        note(&format!("install    {unit} does not exist yet: not started"));
-        return Ok(());
-    }
-    bail!("cannot start {unit} in the lab host: {reason}: run `cargo xtask lab exec -- systemctl status {unit}`")
+    let enable = lab.inside(["systemctl", "enable", "--quiet", "--now", unit]);
+    enable.run().with_context(|| format!("see why with `cargo xtask lab exec -- systemctl status {unit}`"))
 }
 
 #[cfg(test)]

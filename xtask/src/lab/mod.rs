@@ -29,7 +29,7 @@ use host::Ending;
 use state::State;
 
 /// Root trees; kept by `down`.
-const CACHE: &str = "/var/cache/runner-appliance-lab";
+pub(crate) const CACHE: &str = "/var/cache/runner-appliance-lab";
 /// Writable trees of lab hosts.
 const HOSTS: &str = "/var/lib/runner-appliance-lab";
 /// State of running lab hosts.

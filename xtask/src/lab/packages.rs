@@ -39,11 +39,8 @@ pub(crate) fn require_root() -> Result<()> {
     if rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    let path = std::env::var("PATH").unwrap_or_default();
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let assignment = format!("PATH={path}");
-    let command = [&["sudo", "env", &assignment, "cargo", "xtask"].map(str::to_owned)[..], &words].concat();
-    bail!("the lab needs root to boot a machine: run `{}`", command_line(&command))
+    bail!("the lab needs root to boot a machine: run `sudo env \"PATH=$PATH\" cargo xtask {}`", command_line(&words))
 }
 
 fn missing(installed: &dyn Fn(&str) -> bool) -> Vec<&'static str> {
