@@ -18,7 +18,10 @@ pub(crate) fn run(workspace: &Workspace, lab: &Lab) -> Result<u8> {
     note("");
     let workflow = workspace.root().join("docs/examples/hello.yml");
     let code = sim::run(lab, &workflow, None, &[])?;
-    ensure!(code == 0, "the job failed with status {code}; look at `cargo xtask lab exec -- journalctl -u runner-guestd`");
+    ensure!(
+        code == 0,
+        "the job failed with status {code}; look at `cargo xtask lab exec -- journalctl -u runner-guestd`"
+    );
 
     note("");
     let phase = Phase::start("host", "looking at the file the job wrote");
@@ -36,10 +39,14 @@ pub(crate) fn run(workspace: &Workspace, lab: &Lab) -> Result<u8> {
         note(&format!("  {what}: {count}\n{rows}"));
     }
     ensure!(left.is_empty(), "the job left something behind");
-    result("The job ran in a systemd-nspawn guest, and nothing of it is left: no machine, unit, control group, mount, \
-            folder or process.");
-    note("Next: `cargo xtask sim WORKFLOW` runs a workflow of yours, `cargo xtask lab exec -- bash` looks around, \
-          `cargo xtask lab down` removes the lab.");
+    result(
+        "The job ran in a systemd-nspawn guest, and nothing of it is left: no machine, unit, control group, mount, \
+            folder or process.",
+    );
+    note(
+        "Next: `cargo xtask sim WORKFLOW` runs a workflow of yours, `cargo xtask lab exec -- bash` looks around, \
+          `cargo xtask lab down` removes the lab.",
+    );
     Ok(0)
 }
 
@@ -50,7 +57,10 @@ fn left_over(lab: &Lab) -> Result<Vec<(&'static str, usize, String)>> {
         ("units", "systemctl list-units --all --plain --no-legend 'runner-guest-*' 'runner-guests-*.slice'"),
         ("control groups", "find /sys/fs/cgroup/runner.slice -name 'runner-guest*-*' 2>/dev/null || true"),
         ("mounts", "grep -E 'runner-|/var/lib/runner/jobs' /proc/self/mounts || true"),
-        ("folders", "find /run/runner/guests /var/lib/runner/jobs /run/systemd/nspawn/propagate /run/systemd/nspawn/unix-export -mindepth 1 -maxdepth 1 2>/dev/null || true"),
+        (
+            "folders",
+            "find /run/runner/guests /var/lib/runner/jobs /run/systemd/nspawn/propagate /run/systemd/nspawn/unix-export -mindepth 1 -maxdepth 1 2>/dev/null || true",
+        ),
         ("processes", "ps -eo uid=,pid=,args= | awk '$1 >= 524288'"),
     ];
     let mut left = Vec::new();

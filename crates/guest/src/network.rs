@@ -28,7 +28,8 @@ fn enter_new_namespace() -> rustix::io::Result<()> {
 #[expect(unsafe_code, reason = "no library has SIOCSIFFLAGS")]
 fn raise_loopback() -> io::Result<()> {
     let socket = rustix::net::socket_with(
-        rustix::net::AddressFamily::INET,
+        // Any socket takes this ioctl; this family the broker's unit allows.
+        rustix::net::AddressFamily::UNIX,
         rustix::net::SocketType::DGRAM,
         rustix::net::SocketFlags::CLOEXEC,
         None,

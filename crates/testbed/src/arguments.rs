@@ -7,7 +7,7 @@ pub struct Shell {
     pub program: String,
     /// The rest, before the script's path is put in.
     pub format: String,
-    /// Extension of the script file, dot included; empty for a custom shell.
+    /// Extension of the script file by its program, dot included; empty for a program that is not built in.
     pub extension: &'static str,
 }
 
@@ -49,7 +49,15 @@ pub fn shell(named: Option<&str>, place: Place) -> Result<Shell, UnknownShell> {
         "pwsh" => known("pwsh", "-command \". '{0}'\"", ".ps1"),
         "python" => known("python", "{0}", ".py"),
         custom => match custom.split_once(' ') {
-            Some((program, format)) if format.contains("{0}") && !program.is_empty() => known(program, format, ""),
+            Some((program, format)) if format.contains("{0}") && !program.is_empty() => {
+                let extension = match program {
+                    "bash" | "sh" => ".sh",
+                    "pwsh" => ".ps1",
+                    "python" => ".py",
+                    _ => "",
+                };
+                known(program, format, extension)
+            }
             _ => Err(UnknownShell(custom.to_owned())),
         },
     }
@@ -130,6 +138,7 @@ mod tests {
             (Some("pwsh"), "pwsh", "-command \". 'S'\"", ".ps1"),
             (Some("python"), "python", "S", ".py"),
             (Some("perl -w {0} x"), "perl", "-w S x", ""),
+            (Some("bash -eu {0}"), "bash", "-eu S", ".sh"),
         ] {
             let shell = shell(named, Place::Container).unwrap();
             assert_eq!(

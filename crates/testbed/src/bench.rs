@@ -236,7 +236,10 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&str)) -> Result<Value> {
 
     progress("output");
     driver.prepare()?;
-    let lines = driver.step("sh", "-c \"yes 'a line of output as builds print it, some eighty bytes long or so' | head -n 100000\"")?;
+    let lines = driver.step(
+        "sh",
+        "-c \"yes 'a line of output as builds print it, some eighty bytes long or so' | head -n 100000\"",
+    )?;
     ensure!(lines.lines == 100_000, "100,000 lines were written and {} arrived", lines.lines);
     let bytes: u64 = 1 << 30;
     let flood = driver.step("sh", &format!("-c \"head -c {bytes} /dev/zero\""))?;
@@ -339,10 +342,7 @@ mod tests {
         for milliseconds in (1..=100).rev() {
             samples.add(Duration::from_millis(milliseconds));
         }
-        assert_eq!(
-            samples.to_value().line(),
-            r#"{"n":100,"median_ms":50.00,"p95_ms":95.00,"max_ms":100.00}"#
-        );
-        assert_eq!(Samples::default().to_value().line(), r#"{"n":0,"median_ms":0.00,"p95_ms":0.00,"max_ms":0.00}"#);
+        assert_eq!(samples.to_value().line(), r#"{"n":100,"median_ms":50.0,"p95_ms":95.0,"max_ms":100.0}"#);
+        assert_eq!(Samples::default().to_value().line(), r#"{"n":0,"median_ms":0.0,"p95_ms":0.0,"max_ms":0.0}"#);
     }
 }

@@ -46,9 +46,9 @@ impl JobRun<'_> {
             Ok(prepared) => prepared,
             Err(cause) => return (self.hook_failed(record, cause), None),
         };
-        self.console.say(record, Look::Group, &format!("Run '{}'", settings.hook.display()));
-        self.console.say(record, Look::Plain, &format!("shell: {} -e {{0}}", interpreter.program.display()));
-        self.console.say(record, Look::EndGroup, "");
+        let lines = [format!("shell: {} -e {{0}}", interpreter.program.display())];
+        let title = format!("Run '{}'", settings.hook.display());
+        self.console.fold(record, &title, &lines, self.run.debug, false);
         let request = request::envelope(command, &response_file, arguments, self.state.clone());
         let launch = Launch {
             program: interpreter.program,

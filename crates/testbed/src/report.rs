@@ -244,6 +244,26 @@ impl Console {
         }
     }
 
+    /// A group of the runner's own, closed at once: the log has all of it, the terminal its title, as the service's pages
+    /// show it. Without a title the terminal shows nothing; with `unfolded` it shows everything.
+    pub fn fold(&mut self, record: &mut Record, title: &str, lines: &[String], unfolded: bool, show_title: bool) {
+        if unfolded {
+            self.say(record, Look::Group, title);
+            for line in lines {
+                self.say(record, Look::Plain, line);
+            }
+            self.say(record, Look::EndGroup, "");
+            return;
+        }
+        let title = self.masks.apply(title);
+        record.log.push(format!("{}{title}", Look::Group.mark()));
+        record.log.extend(lines.iter().map(|line| self.masks.apply(line)));
+        record.log.push(Look::EndGroup.mark().to_owned());
+        if show_title {
+            self.put("2", &format!("  ▸ {title}"));
+        }
+    }
+
     /// The runner says something in a step's log.
     pub fn say(&mut self, record: &mut Record, look: Look, text: &str) {
         let text = self.masks.apply(text);

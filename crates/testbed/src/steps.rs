@@ -275,20 +275,18 @@ impl JobRun<'_> {
     /// The head of a `run:` step's log.
     fn announce(&mut self, record: &mut Record, step: &Step, script: &str, shell: &str) {
         let first = script.trim().lines().next().unwrap_or_default();
-        self.console.say(record, Look::Group, &format!("Run {first}"));
-        for line in script.trim_end().lines() {
-            self.console.say(record, Look::Plain, line);
-        }
-        self.console.say(record, Look::Plain, &format!("shell: {shell}"));
+        let mut lines: Vec<String> = script.trim_end().lines().map(str::to_owned).collect();
+        lines.push(format!("shell: {shell}"));
         let mut shown = self.env.clone();
         shown.extend(&step.env);
         if !shown.pairs().is_empty() {
-            self.console.say(record, Look::Plain, "env:");
+            lines.push("env:".to_owned());
         }
-        for (name, value) in shown.pairs() {
-            self.console.say(record, Look::Plain, &format!("  {name}: {value}"));
-        }
-        self.console.say(record, Look::EndGroup, "");
+        lines.extend(shown.pairs().iter().map(|(name, value)| format!("  {name}: {value}")));
+        // Repeating the step's own title would only be noise.
+        let title = format!("Run {first}");
+        let named = step.name.is_some();
+        self.console.fold(record, &title, &lines, self.run.debug, named);
     }
 
     fn refuse(&mut self, record: &mut Record, why: &str) -> Ended {

@@ -106,7 +106,7 @@ fn debian_tree(name: &str) {
           case $path in /*) ;; *) path=/usr/bin/$program ;; esac
           cp "$path" usr/bin/$program
           for library in $(ldd "$path" | grep -o '/[^ )]*'); do
-            folder=usr/${{library#/usr/}}; folder=$(dirname "${{folder#usr//}}")
+            folder=$(dirname "usr/${{library#/usr/}}")
             mkdir -p "$folder"; cp -Ln "$library" "$folder/" || true
           done
         done

@@ -49,7 +49,8 @@ pub(crate) fn empty_temp() {
     }
     let names = ["_github_home", "_github_workflow", "_runner_file_commands", "_runner_hook_responses"];
     let below = names.map(|name| format!("{TEMP}/{name}"));
-    let above = [ROOT.to_owned(), format!("{ROOT}/externals"), WORK.to_owned(), TEMP.to_owned(), format!("{WORK}/_tool")];
+    let above =
+        [ROOT.to_owned(), format!("{ROOT}/externals"), WORK.to_owned(), TEMP.to_owned(), format!("{WORK}/_tool")];
     for folder in above.iter().chain(&below) {
         make_folder(folder);
     }
@@ -368,7 +369,8 @@ impl Call<'_> {
                 let _ = self.child.kill();
                 let _ = self.child.wait();
                 let (out, err) = (self.stdout.lock().0.clone(), self.stderr.lock().0.clone());
-                let (out, err) = (String::from_utf8_lossy(&out).into_owned(), String::from_utf8_lossy(&err).into_owned());
+                let (out, err) =
+                    (String::from_utf8_lossy(&out).into_owned(), String::from_utf8_lossy(&err).into_owned());
                 panic!("the hook does not end\nstdout: {out}\nstderr: {err}");
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -420,7 +422,9 @@ impl Ended {
 
     /// What went wrong, for the person who reads the test's log.
     pub(crate) fn story(&self) -> String {
-        let cut = |text: String| if text.len() > 3_000 { format!("{}…", text.chars().take(3_000).collect::<String>()) } else { text };
+        let cut = |text: String| {
+            if text.len() > 3_000 { format!("{}…", text.chars().take(3_000).collect::<String>()) } else { text }
+        };
         format!("status {}\nstdout: {}\nstderr: {}", self.status, cut(self.text()), cut(self.error_text()))
     }
 
