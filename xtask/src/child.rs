@@ -32,6 +32,11 @@ impl Program {
         Self { command: Command::new(program), line: vec![program.to_owned()] }
     }
 
+    /// The same, killed when we are: what it writes would get in the way of our successor.
+    pub(crate) fn tied(program: impl AsRef<OsStr>) -> Self {
+        Self::new("setpriv").args(["--pdeathsig", "KILL", "--"]).arg(program)
+    }
+
     /// Adds one argument.
     pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
         self.line.push(arg.as_ref().to_owned());

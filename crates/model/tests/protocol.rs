@@ -336,23 +336,6 @@ fn a_large_environment_parses() {
     assert_eq!((step.environment.len(), step.environment.get("LAST")), (20_001, Some("1")));
 }
 
-/// How long 20 MB take, for a reader of the output: `cargo test --release -- --ignored --nocapture large_environment`.
-#[test]
-#[ignore = "a measurement"]
-fn large_environment_timing() {
-    for (count, length) in [(20, 1_000_000), (20_000, 1000), (400_000, 30)] {
-        let variables: serde_json::Map<String, Value> =
-            (0..count).map(|index| (format!("V{index}"), Value::from("x".repeat(length)))).collect();
-        let text =
-            json!({"command": "run_script_step", "args": {"entryPoint": "sh", "environmentVariables": variables}})
-                .to_string();
-        let start = std::time::Instant::now();
-        let parsed = parse(text.as_bytes());
-        println!("{count} variables, {} bytes: {:?}", text.len(), start.elapsed());
-        assert!(parsed.is_ok());
-    }
-}
-
 #[test]
 fn debug_output_shows_no_value() {
     const MARK: &str = "hunter2";

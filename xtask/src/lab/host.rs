@@ -34,9 +34,11 @@ pub(crate) fn boot(lab: &Lab, tree: String) -> Result<State> {
     let readiness = Readiness::listen(&lab.notify_socket())?;
     let pid = if systemd_is_pid_1() { start_as_unit(lab)? } else { start_in_own_group(lab)? };
     let nspawn = ProcessId::of(pid).with_context(|| died(lab))?;
-    let state = State { boot_id: boot_id()?, nspawn, tree };
+    let mut state = State { boot_id: boot_id()?, nspawn, tree, ready: false };
     state.save(&lab.state_file())?;
     readiness.wait(lab, nspawn)?;
+    state.ready = true;
+    state.save(&lab.state_file())?;
     Ok(state)
 }
 

@@ -193,6 +193,9 @@ impl Lab {
         if let Some(state) = self.running()? {
             if state.tree == self.suite.tree_name() {
                 let phase = Phase::start("lab host", "waiting for it");
+                if !state.ready {
+                    host::reboot(self, &state, Ending::PowerCut)?;
+                }
                 let condition = self.wait_until_started()?;
                 phase.end(&format!("{} is up ({condition})", self.name()));
                 return Ok(());
@@ -221,7 +224,7 @@ impl Lab {
                 Ok(format!("degraded: {}", units.join(" ")))
             }
             _ => bail!(
-                "the lab host's systemd says `{condition}` {}: read {}, or start anew after `cargo xtask lab down`",
+                "the lab host is not up after 60 s (`{condition}` {}): read {}, or start anew after `cargo xtask lab down`",
                 String::from_utf8_lossy(&output.stderr).trim(),
                 self.log_file().display()
             ),

@@ -16,6 +16,8 @@ pub(crate) struct State {
     pub(crate) nspawn: ProcessId,
     /// The cached tree the host was copied from.
     pub(crate) tree: String,
+    /// Its PID 1 has said that it is ready. Otherwise the command that booted it was cut short.
+    pub(crate) ready: bool,
 }
 
 /// A process that cannot be mistaken for a later one with the same number.

@@ -11,8 +11,9 @@ use super::suite::Suite;
 use crate::child::Program;
 use crate::progress::Phase;
 
-/// Mark of a tree that is not finished; only the holder of the lock makes trees, so one that is there is left over.
-const UNFINISHED: &str = ".unfinished";
+/// Mark of a tree that is being made. Only the holder of the lock makes trees, so one that is there is left over. No name
+/// is used twice: children of a killed mmdebstrap may still write.
+const UNFINISHED: &str = ".unfinished-";
 
 /// The cached tree of this suite, made if it is not there.
 pub(crate) fn cached(cache: &Path, suite: Suite) -> Result<PathBuf> {
@@ -21,28 +22,27 @@ pub(crate) fn cached(cache: &Path, suite: Suite) -> Result<PathBuf> {
         return Ok(tree);
     }
     fs::create_dir_all(cache).with_context(|| format!("create {}", cache.display()))?;
-    let aside = cache.join(format!("{}{UNFINISHED}", suite.tree_name()));
-    remove(&aside)?;
+    remove_each(cache, |name| name.starts_with(suite.name()) && name.contains(UNFINISHED))?;
+    let aside = cache.join(format!("{}{UNFINISHED}{}", suite.tree_name(), std::process::id()));
     let phase = Phase::start("root tree", &format!("making Debian {} with mmdebstrap (about 30 s)", suite.name()));
     let target = aside.to_str().context("the cache folder's name is not UTF-8")?;
-    Program::new("mmdebstrap").args(suite.mmdebstrap(target)).run().context("make the root tree")?;
+    Program::tied("mmdebstrap").args(suite.mmdebstrap(target)).run().context("make the root tree")?;
     finish(&aside, suite).with_context(|| format!("finish {}", aside.display()))?;
     fs::rename(&aside, &tree).with_context(|| format!("rename {} to {}", aside.display(), tree.display()))?;
     phase.end(&format!("{} made in {}", suite.tree_name(), cache.display()));
     Ok(tree)
 }
 
-/// Removes every cached tree of this suite.
+/// Removes every cached tree of this suite, and the images made for lab hosts.
 pub(crate) fn purge(cache: &Path, suite: Suite) -> Result<()> {
     let prefix = format!("{}-", suite.name());
-    let entries = match fs::read_dir(cache) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("read {}", cache.display())),
-    };
-    for entry in entries {
-        let entry = entry.with_context(|| format!("read {}", cache.display()))?;
-        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+    remove_each(cache, |name| name.starts_with(&prefix) || name == "images")
+}
+
+fn remove_each(dir: &Path, chosen: impl Fn(&str) -> bool) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
+        let entry = entry.with_context(|| format!("read {}", dir.display()))?;
+        if chosen(&entry.file_name().to_string_lossy()) {
             remove(&entry.path())?;
         }
     }
@@ -70,7 +70,7 @@ pub(crate) fn copy(tree: &Path, root: &Path, name: &str) -> Result<()> {
     fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     refuse_overlayfs(parent)?;
     remove(root)?;
-    Program::new("cp").args(["--archive", "--reflink=auto", "--"]).arg(tree).arg(root).run()?;
+    Program::tied("cp").args(["--archive", "--reflink=auto", "--"]).arg(tree).arg(root).run()?;
     let id = fs::read_to_string("/proc/sys/kernel/random/uuid").context("read a random id")?.replace('-', "");
     let files = [
         ("etc/machine-id", id),
