@@ -93,7 +93,7 @@ fn lab_tests(workspace: &Workspace, plan: &Plan) -> Result<Counts> {
     Ok(ended(phase, status.success(), counts))
 }
 
-/// The tests call this program, by its path and with these options, to reach the lab host.
+/// The tests call this program, by its path, to reach the lab host these variables name.
 fn lab_test_program(workspace: &Workspace, plan: &Plan) -> Program {
     let me = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
     workspace
@@ -101,7 +101,8 @@ fn lab_test_program(workspace: &Workspace, plan: &Plan) -> Program {
         .args(["run", "--quiet", "--package", "runner-lab-tests", "--"])
         .args(&plan.filter)
         .env("XTASK", me)
-        .env("XTASK_LAB_OPTIONS", plan.lab.options().join(" "))
+        .env("RUNNER_LAB_SUITE", plan.lab.suite().name())
+        .env("RUNNER_LAB_INSTANCE", plan.lab.instance())
 }
 
 /// A run that failed without a failed test, for instance because it did not compile, is one failure.

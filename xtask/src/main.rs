@@ -5,6 +5,7 @@ mod check;
 mod child;
 mod demo;
 mod image;
+mod install;
 mod lab;
 mod manifest;
 mod progress;
@@ -53,6 +54,8 @@ enum Command {
         #[command(flatten)]
         which: Which,
     },
+    /// Build and install the product on this machine, as `packaging/files` says
+    Install,
     /// Measure the hook in the lab with release builds
     #[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --json figures.json")]
     Bench {
@@ -228,6 +231,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Lab(command) => run_lab(command),
         Command::Sim { which, workflow, job, args } => sim::run(&which.lab()?, &workflow, job.as_deref(), &args),
         Command::Demo { which } => demo::run(&Workspace::find()?, &which.lab()?),
+        Command::Install => install::run(&Workspace::find()?),
         Command::Bench { which, jobs, json } => bench::run(&Workspace::find()?, &which.lab()?, jobs, json.as_deref()),
         Command::Test { which, no_lab, filter } => {
             check::run(&Workspace::find()?, &check::Plan { filter, no_lab, lab: which.lab()? })

@@ -108,8 +108,8 @@ enum Content {
     Empty,
 }
 
-/// Reads names of a tar file until they say what it is. Image archives have nothing but a few known names at the top, so
-/// the first other name settles it.
+/// Reads names of a tar file until they say what it is: a root tree has a folder that every root tree has, an image
+/// archive an `oci-layout` or a `manifest.json` at the top.
 fn look_into(mut file: File) -> Result<Content, StoreError> {
     let mut start = [0; 4];
     let failed = |error| StoreError::io("read the file", error);
@@ -136,8 +136,8 @@ fn settle(mut next: impl FnMut() -> Result<Option<crate::entries::Entry>, StoreE
         match name.as_slice() {
             b"oci-layout" => return Ok(Content::Oci),
             b"manifest.json" => docker = true,
-            other if belongs_to_image_archive(other) => {}
-            _ => return Ok(Content::Root),
+            other if begins_a_root(other) => return Ok(Content::Root),
+            _ => {}
         }
     }
     Ok(match (docker, empty) {
@@ -147,12 +147,11 @@ fn settle(mut next: impl FnMut() -> Result<Option<crate::entries::Entry>, StoreE
     })
 }
 
-fn belongs_to_image_archive(name: &[u8]) -> bool {
+/// Whether the name's first part is a folder that root trees have and image archives do not. Files of image archives
+/// have all kinds of names, by the program that wrote them.
+fn begins_a_root(name: &[u8]) -> bool {
     let top = name.split(|&byte| byte == b'/').next().unwrap_or_default();
-    let id = top.strip_suffix(b".json").unwrap_or(top);
-    let hex = id.len() == 64 && id.iter().all(u8::is_ascii_hexdigit);
-    let layer = top.strip_suffix(b".tar").is_some_and(|id| id.len() == 64 && id.iter().all(u8::is_ascii_hexdigit));
-    hex || layer || matches!(top, b"blobs" | b"index.json" | b"repositories" | b"ingest")
+    ROOT_NAMES.iter().any(|root| root.as_bytes() == top)
 }
 
 /// An image laid out in files, ready to be imported.
@@ -383,4 +382,33 @@ fn same_count(layers: usize, diff_ids: usize) -> Result<(), StoreError> {
         return Err(StoreError::bad(format!("manifest lists {layers} layers, configuration {diff_ids}")));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_archives_are_known_whatever_their_files_are_called() {
+        let folder = tempfile::tempdir().unwrap();
+        let detect = |names: &[&str]| {
+            let path = folder.path().join("archive.tar");
+            let mut builder = tar::Builder::new(File::create(&path).unwrap());
+            for name in names {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(0);
+                header.set_mode(0o644);
+                header.set_cksum();
+                builder.append_data(&mut header, name, std::io::empty()).unwrap();
+            }
+            builder.finish().unwrap();
+            Source::detect(&path).unwrap()
+        };
+        assert!(matches!(detect(&["manifest.json", "config.json", "0/layer.tar"]), Source::DockerArchive(_)));
+        assert!(matches!(detect(&["sha256:ab.json", "ab.tar.gz", "manifest.json"]), Source::DockerArchive(_)));
+        assert!(matches!(detect(&["blobs/sha256/ab", "oci-layout"]), Source::OciArchive(_)));
+        assert!(matches!(detect(&["srv/manifest.json", "bin/sh"]), Source::RootArchive(_)));
+        assert!(matches!(detect(&["etc/os-release", "manifest.json"]), Source::RootArchive(_)));
+        assert!(matches!(detect(&["hello"]), Source::RootArchive(_)));
+    }
 }

@@ -116,7 +116,8 @@ fn hostile_values_arrive_byte_for_byte() {
 }
 
 fn the_published_hostile_example_arrives_byte_for_byte() {
-    let text = std::fs::read(format!("{FOLDER}/protocol/run-script-step.env-torture.request.json")).expect("it is there");
+    let text =
+        std::fs::read(format!("{FOLDER}/protocol/run-script-step.env-torture.request.json")).expect("it is there");
     let example: Value = serde_json::from_slice(&text).expect("an example");
     let given = example["args"]["environmentVariables"].as_object().expect("an object");
     let runner = Runner::new("runner 01");
@@ -180,7 +181,10 @@ fn github_path_comes_before_the_containers_path() {
     let path = |step: Step| block(&runner, step)["PATH"].clone();
     let image = "/opt/image/bin:/bin";
     assert_eq!(path(environ()), image);
-    assert_eq!(path(environ().path(&["/new", "/old with space", "/a=b"])), format!("/new:/old with space:/a=b:{image}"));
+    assert_eq!(
+        path(environ().path(&["/new", "/old with space", "/a=b"])),
+        format!("/new:/old with space:/a=b:{image}")
+    );
     // A step's own PATH stands alone, and loses against GITHUB_PATH.
     assert_eq!(path(environ().env("PATH", "/bin:/mine")), "/bin:/mine");
     assert_eq!(path(environ().env("PATH", "/mine").path(&["/new"])), format!("/new:{image}"));
@@ -188,7 +192,9 @@ fn github_path_comes_before_the_containers_path() {
     let script = r#"mkdir -p /opt/one /opt/two; printf '#!/bin/sh\necho one\n' >/opt/one/tool
         printf '#!/bin/sh\necho two\n' >/opt/two/tool; chmod +x /opt/*/tool"#;
     runner.sh(script).expect(0);
-    for (entries, said) in [(["/opt/one", "/opt/two"], "one"), (["/opt/two", "/opt/one"], "two"), (["/none", "/opt/two"], "two")] {
+    for (entries, said) in
+        [(["/opt/one", "/opt/two"], "one"), (["/opt/two", "/opt/one"], "two"), (["/none", "/opt/two"], "two")]
+    {
         assert_eq!(runner.step(Step::program("tool", &[]).path(&entries)).expect(0).line(), said);
     }
     runner.cleanup();
@@ -202,7 +208,8 @@ fn github_path_comes_before_the_containers_path() {
 
 fn the_hooks_own_variables_do_not_leak_in() {
     let runner = Runner::new("runner 01");
-    for name in ["SECRET_OF_THE_RUNNER", "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "LD_LIBRARY_PATH", "DBUS_SYSTEM_BUS_ADDRESS"] {
+    for name in ["SECRET_OF_THE_RUNNER", "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "LD_LIBRARY_PATH", "DBUS_SYSTEM_BUS_ADDRESS"]
+    {
         runner.set(name, "/nowhere/leaked");
     }
     // A workflow's PATH steers nothing of ours.
@@ -218,7 +225,8 @@ fn values_are_not_on_any_command_line_of_the_host() {
     let mut container = request::container(fixture::alpine(), &runner);
     container["environmentVariables"]["TOKEN"] = json!("hunter2-container");
     runner.prepare_with(container);
-    let step = Step::script(&runner, "sh", "echo up; until test -e /tmp/go; do sleep 0.02; done").env("T", "hunter2-step");
+    let step =
+        Step::script(&runner, "sh", "echo up; until test -e /tmp/go; do sleep 0.02; done").env("T", "hunter2-step");
     let call = runner.begin(step);
     call.wait_for("up");
     assert_eq!(crate::host::processes_with("hunter2"), Vec::<u32>::new());
@@ -241,14 +249,18 @@ fn arguments_are_what_their_author_wrote() {
         (&["''", "\"\"", "", "x"], &["", "", "x"]),
         (&["'if", "[[", "-z", "$X", "]];", "then", "exit", "1;", "fi'"], &["if [[ -z $X ]]; then exit 1; fi"]),
         (&["\"a\\\\b\"", "\"a\\b\"", "a\\b"], &["a\\b", "a\\b", "ab"]),
-        (&["$HOME", "\"$(id)\"", "*", "~", "%h", "a;b", "|", ">x", "&"], &["$HOME", "$(id)", "*", "~", "%h", "a;b", "|", ">x", "&"]),
+        (
+            &["$HOME", "\"$(id)\"", "*", "~", "%h", "a;b", "|", ">x", "&"],
+            &["$HOME", "$(id)", "*", "~", "%h", "a;b", "|", ">x", "&"],
+        ),
         (&["\"cd", "/x\nls\""], &["cd /x\nls"]),
         (&["é漢", "'😀", "\u{a0}'"], &["é漢", "😀 \u{a0}"]),
     ];
     for (pieces, words) in rows {
         let pieces = [&["'%s\\0'"], *pieces].concat();
         let ended = runner.step(Step::program("printf", &pieces)).expect(0);
-        let seen: Vec<_> = ended.stdout.strip_suffix(b"\0").expect("a NUL after each").split(|byte| *byte == 0).collect();
+        let seen: Vec<_> =
+            ended.stdout.strip_suffix(b"\0").expect("a NUL after each").split(|byte| *byte == 0).collect();
         let words: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
         assert_eq!(seen, words, "{pieces:?}: {}", ended.story());
     }

@@ -170,9 +170,12 @@ fn oci_layout(name: &str, layer: &str, settings: Value) {
 /// The archive format of `docker save` before it became an OCI layout.
 fn docker_archive(name: &str, layer: &str, settings: Value) {
     let folder = format!("{FOLDER}/images/{name}.d");
-    sh(&format!("rm -rf {folder}; mkdir -p {folder}/0; cp {layer} {folder}/0/layer.tar"));
-    let manifest = json!([{"Config": "config.json", "RepoTags": ["lab/configured:1"], "Layers": ["0/layer.tar"]}]);
-    fs::write(format!("{folder}/config.json"), config(layer, &settings).to_string()).expect("the folder was just made");
+    sh(&format!("rm -rf {folder}; mkdir -p {folder}; cp {layer} {folder}/layer.tar"));
+    fs::write(format!("{folder}/config"), config(layer, &settings).to_string()).expect("the folder was just made");
+    let config = format!("{}.json", digest(&format!("{folder}/config")));
+    let id = digest(layer);
+    sh(&format!("cd {folder}; mv config {config}; mkdir {id}; mv layer.tar {id}/"));
+    let manifest = json!([{"Config": config, "RepoTags": ["lab/configured:1"], "Layers": [format!("{id}/layer.tar")]}]);
     fs::write(format!("{folder}/manifest.json"), manifest.to_string()).expect("the folder was just made");
-    sh(&format!("tar -C {folder} -cf {FOLDER}/images/{name} manifest.json config.json 0/layer.tar; rm -rf {folder}"));
+    sh(&format!("tar -C {folder} -cf {FOLDER}/images/{name} {config} {id} manifest.json; rm -rf {folder}"));
 }

@@ -40,7 +40,8 @@ fn user_of_the_options_and_of_the_image() {
         let runner = Runner::new("runner 01");
         runner.prepare_with(options(image, &runner, text));
         let seen = runner.step(Step::program("busybox", &["grep", "-E", "'^[UG]id:'", "/proc/self/status"])).expect(0);
-        let ids: Vec<_> = seen.text().lines().map(|line| line.split('\t').nth(1).unwrap_or_default().to_owned()).collect();
+        let ids: Vec<_> =
+            seen.text().lines().map(|line| line.split('\t').nth(1).unwrap_or_default().to_owned()).collect();
         assert_eq!(ids.join(":"), expected, "{image} {text}");
         runner.cleanup();
     }
@@ -123,7 +124,8 @@ fn volumes_and_targets_may_have_odd_names() {
 
 fn ignored_options_are_said_once_and_do_no_harm() {
     let runner = Runner::new("runner 01");
-    let text = "--shm-size 1g --health-cmd \"test -e /ready\" --ulimit nofile=1 --ulimit nproc=2 --init --rm --label a=b";
+    let text =
+        "--shm-size 1g --health-cmd \"test -e /ready\" --ulimit nofile=1 --ulimit nproc=2 --init --rm --label a=b";
     let prepared = runner.call(request::prepare(options(fixture::alpine(), &runner, text))).end().expect(0);
     let warnings: Vec<_> = prepared.text().lines().map(str::to_owned).collect();
     assert_eq!(warnings.len(), 3, "{}", prepared.story());

@@ -31,9 +31,19 @@ fn a_hundred_thousand_lines_arrive_on_either_stream() {
     let ended = runner.sh(print).expect(0);
     assert!(ended.text() == expected && ended.stderr.is_empty(), "{} bytes of {}", ended.stdout.len(), expected.len());
     let ended = runner.sh(&format!("{print} >&2")).expect(0);
-    assert!(ended.error_text() == expected && ended.stdout.is_empty(), "{} bytes of {}", ended.stderr.len(), expected.len());
+    assert!(
+        ended.error_text() == expected && ended.stdout.is_empty(),
+        "{} bytes of {}",
+        ended.stderr.len(),
+        expected.len()
+    );
     let ended = runner.sh(&format!("{print} & {print} >&2; wait")).expect(0);
-    assert!(ended.text() == expected && ended.error_text() == expected, "{} {}", ended.stdout.len(), ended.stderr.len());
+    assert!(
+        ended.text() == expected && ended.error_text() == expected,
+        "{} {}",
+        ended.stdout.len(),
+        ended.stderr.len()
+    );
     runner.cleanup();
 }
 
@@ -53,7 +63,11 @@ fn every_byte_value_arrives_unchanged() {
 fn output_comes_while_the_program_runs() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
-    let mut call = runner.begin(Step::script(&runner, "sh", "printf 'no line feed yet'; until test -e /tmp/go; do sleep 0.02; done"));
+    let mut call = runner.begin(Step::script(
+        &runner,
+        "sh",
+        "printf 'no line feed yet'; until test -e /tmp/go; do sleep 0.02; done",
+    ));
     call.wait_for("no line feed yet");
     assert!(call.is_running());
     runner.sh("touch /tmp/go").expect(0);
@@ -79,10 +93,11 @@ fn workflow_commands_pass_untouched() {
     runner.prepare(fixture::debian());
     let text = "::add-mask::hunter2\n::group::x\n##[error]y\n::stop-commands::token\n::error::no\x1b[31m\n";
     assert_eq!(runner.sh(&format!("cat <<'E_O_F'\n{text}E_O_F")).expect(0).text(), text);
-    // From the guest's words nothing becomes a command of ours.
-    let ended = runner.step(Step::program("/no/::set-env name=A::b/\n::warning::x", &[]));
-    let error = ended.own_failure(&["args.entryPoint"]);
-    assert!(!error["::error::".len()..].contains("::"), "{error}");
+    // In our own words nothing of the request becomes a command: one line, and no `##[` in it.
+    for name in ["/no/::set-env name=A::b", "##[error]x", "x\n::warning::x", "\u{1b}[31m::warning::x"] {
+        let error = runner.step(Step::program(name, &[])).own_failure(&["args.entryPoint"]);
+        assert!(!error.contains("##[") && !error.chars().any(char::is_control), "{error:?}");
+    }
     runner.cleanup();
 }
 

@@ -37,7 +37,18 @@ fn host_paths_are_no_volumes() {
         container
     };
     let field = "args.container.userMountVolumes[0]";
-    for source in ["/", "/etc", "/etc/ssl/certs", "/home/runner", "/home/runner/.ssh", "/home/runner/_workshop", "/var/lib/runner", "/root", "/proc", "/dev"] {
+    for source in [
+        "/",
+        "/etc",
+        "/etc/ssl/certs",
+        "/home/runner",
+        "/home/runner/.ssh",
+        "/home/runner/_workshop",
+        "/var/lib/runner",
+        "/root",
+        "/proc",
+        "/dev",
+    ] {
         refused(&runner, user(source, "/x"), &[field, source, "RUNNER_VOLUMES_ALLOW"]);
     }
     for (source, target, words) in [
@@ -60,7 +71,11 @@ fn host_paths_are_no_volumes() {
         container
     };
     for source in ["/etc", "/", "/home/runner", "/home/runner/.credentials", "/var/lib/runner/images"] {
-        refused(&runner, system(source), &["args.container.systemMountVolumes[1].sourceVolumePath", source, "RUNNER_ROOT"]);
+        refused(
+            &runner,
+            system(source),
+            &["args.container.systemMountVolumes[1].sourceVolumePath", source, "RUNNER_ROOT"],
+        );
     }
     let mut container = request::container(fixture::alpine(), &runner);
     container["createOptions"] = json!("-v /etc:/host-etc");
@@ -69,7 +84,8 @@ fn host_paths_are_no_volumes() {
     let mut container = request::container(fixture::alpine(), &runner);
     container["systemMountVolumes"][2]["readOnly"] = json!(false);
     runner.prepare_with(container);
-    let seen = runner.sh("touch /__e/x 2>/dev/null && echo written; ls /var/run/docker.sock 2>/dev/null || true").expect(0);
+    let seen =
+        runner.sh("touch /__e/x 2>/dev/null && echo written; ls /var/run/docker.sock 2>/dev/null || true").expect(0);
     assert_eq!(seen.text(), "");
     runner.cleanup();
 }
@@ -202,7 +218,8 @@ fn a_response_file_that_a_step_replaced_is_not_written() {
     let response = new_response_file();
     let inside = response.display().to_string().replace(WORK, "/__w");
     let forged = r#"{"state":{"v":1,"job":"aaaa"},"isAlpine":true,"padding":"longer than what follows"}"#;
-    let mut request = Step::script(&runner, "sh", &format!("echo '{forged}' >$FILE")).env("FILE", inside).request(&runner);
+    let mut request =
+        Step::script(&runner, "sh", &format!("echo '{forged}' >$FILE")).env("FILE", inside).request(&runner);
     request["state"] = runner.state();
     request["responseFile"] = json!(response.display().to_string());
     let ended = runner.raw(request.to_string().as_bytes(), Some(response)).end().expect(0);
@@ -215,7 +232,11 @@ fn a_stopped_broker_is_named_with_the_way_to_look() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::alpine());
     run(["systemctl", "stop", "runner-guestd.socket", "runner-guestd.service"]).expect(0);
-    for request in [request::cleanup(), Step::program("true", &[]).request(&runner), request::prepare(request::container("x", &runner))] {
+    for request in [
+        request::cleanup(),
+        Step::program("true", &[]).request(&runner),
+        request::prepare(request::container("x", &runner)),
+    ] {
         runner.call(request).end().own_failure(&["broker", "not running", "systemctl status runner-guestd"]);
     }
     let ran = run(["ci-nspawn-run", "--", "true"]);

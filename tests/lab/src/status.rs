@@ -30,8 +30,10 @@ fn a_programs_status_is_the_hooks() {
 fn a_signal_is_128_more_and_a_line_says_which() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
-    for (signal, number) in [("HUP", 1), ("INT", 2), ("QUIT", 3), ("ABRT", 6), ("KILL", 9), ("SEGV", 11), ("PIPE", 13), ("TERM", 15)] {
-        let ended = runner.step(Step::program("bash", &["-c", &format!("'kill -{signal} $$'")]));
+    for (signal, number) in
+        [("HUP", 1), ("INT", 2), ("QUIT", 3), ("ABRT", 6), ("KILL", 9), ("SEGV", 11), ("PIPE", 13), ("TERM", 15)]
+    {
+        let ended = runner.step(Step::program("busybox", &["sh", "-c", &format!("'kill -{signal} $$'")]));
         let ended = ended.expect(128 + number);
         let errors = ended.errors();
         assert_eq!(errors.len(), 1, "{}", ended.story());

@@ -47,11 +47,15 @@ fn nothing_of_a_job_is_found_by_the_next() {
     let runner = Runner::new("runner 01");
     let folders = ["/tmp", "/var/tmp", "/opt", "/", "/etc", "/root", "/usr/bin", "/dev/shm", "/run"];
     runner.prepare(fixture::debian());
-    runner.sh(&format!("for folder in {}; do mkdir -p $folder; echo x >$folder/trace-of-a-job; done", folders.join(" "))).expect(0);
+    runner
+        .sh(&format!("for folder in {}; do mkdir -p $folder; echo x >$folder/trace-of-a-job; done", folders.join(" ")))
+        .expect(0);
     runner.sh("rm /etc/os-release; chmod 0 /usr/bin/env").expect(0);
     runner.cleanup();
     runner.prepare(fixture::debian());
-    let seen = runner.sh(&format!("for folder in {}; do ls -a $folder | grep trace || true; done", folders.join(" "))).expect(0);
+    let seen = runner
+        .sh(&format!("for folder in {}; do ls -a $folder | grep trace || true; done", folders.join(" ")))
+        .expect(0);
     assert_eq!(seen.text(), "");
     runner.sh("test -e /etc/os-release && test -x /usr/bin/env").expect(0);
     runner.cleanup();
@@ -60,7 +64,9 @@ fn nothing_of_a_job_is_found_by_the_next() {
 fn files_of_root_belong_to_the_runner_at_once() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
-    runner.sh("id -u; mkdir -p made/deep; echo x >made/deep/file; ln -s /etc/shadow made/link; mkfifo made/fifo").expect(0);
+    runner
+        .sh("id -u; mkdir -p made/deep; echo x >made/deep/file; ln -s /etc/shadow made/link; mkfifo made/fifo")
+        .expect(0);
     runner.sh("echo KEY=value >/__w/_temp/_runner_file_commands/set_env_1; echo y >/github/home/.config").expect(0);
     let work = runner.workspace();
     for path in [
@@ -73,7 +79,15 @@ fn files_of_root_belong_to_the_runner_at_once() {
     ] {
         assert_eq!(owner(&path), runner_ids(), "{path}");
     }
-    let removed = host::run(["setpriv", "--reuid=runner", "--regid=runner", "--clear-groups", "rm", "-r", &format!("{work}/made")]);
+    let removed = host::run([
+        "setpriv",
+        "--reuid=runner",
+        "--regid=runner",
+        "--clear-groups",
+        "rm",
+        "-r",
+        &format!("{work}/made"),
+    ]);
     removed.expect(0);
     runner.cleanup();
 }
@@ -95,7 +109,7 @@ fn files_of_other_users_belong_to_the_runner_after_the_job() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
     let script = "mkdir -m 777 open; setpriv --reuid=1001 --regid=1001 --clear-groups sh -c 'mkdir open/mine; echo x >open/mine/file'
-        echo y >given; chown 1001:1001 given; echo z >group; chgrp 1001 group; mkdir -m 700 closed; chown 65534:65534 closed
+        echo y >given; chown 1001:1001 given; echo z >group; chown :1001 group; mkdir -m 700 closed; chown 65534:65534 closed
         stat -c %u:%g given open/mine/file";
     assert_eq!(runner.sh(script).expect(0).text(), "1001:1001\n1001:1001\n");
     let work = runner.workspace();
@@ -132,7 +146,8 @@ fn a_set_user_id_file_is_nobodys_weapon_on_the_host() {
     assert_eq!(runner.sh(script).expect(0).text(), "6755\n6755\n");
     let work = runner.workspace();
     let nobody_runs = |file: &str| {
-        let ran = host::run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", &format!("{work}/{file}"), "-u"]);
+        let ran =
+            host::run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", &format!("{work}/{file}"), "-u"]);
         (ran.status == 0).then(|| ran.text())
     };
     for file in ["suid", "theirs"] {
@@ -166,7 +181,13 @@ fn externals_cannot_be_changed() {
     make_file("/home/runner/externals/program", b"#!/bin/sh\necho original\n");
     sh("chmod 755 /home/runner/externals/program");
     runner.prepare(fixture::debian());
-    for script in ["echo x >/__e/new", "echo x >/__e/program", "rm -f /__e/program", "chmod 777 /__e/program", "mv /__e/program /__e/x"] {
+    for script in [
+        "echo x >/__e/new",
+        "echo x >/__e/program",
+        "rm -f /__e/program",
+        "chmod 777 /__e/program",
+        "mv /__e/program /__e/x",
+    ] {
         let ended = runner.sh(script);
         assert!(ended.status != 0, "{script}: {}", ended.story());
         assert!(ended.error_text().contains("Read-only file system"), "{script}: {}", ended.story());

@@ -71,6 +71,16 @@ impl Lab {
         Self { suite, instance }
     }
 
+    /// Its Debian release.
+    pub(crate) fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    /// Its instance's name, empty for the one that has none.
+    pub(crate) fn instance(&self) -> &str {
+        self.instance.as_ref().map_or("", |Instance(name)| name)
+    }
+
     /// What its folders are called.
     fn key(&self) -> String {
         match &self.instance {
@@ -85,7 +95,7 @@ impl Lab {
     }
 
     /// The options that name it on a command line.
-    pub(crate) fn options(&self) -> Vec<String> {
+    fn options(&self) -> Vec<String> {
         let instance = self.instance.iter().flat_map(|Instance(name)| ["--instance", name]);
         ["--suite", self.suite.name()].into_iter().chain(instance).map(str::to_owned).collect()
     }
@@ -283,7 +293,8 @@ impl Lab {
         let condition = match leader {
             Some(_) if rustix::process::geteuid().is_root() => {
                 let output = self.inside(["systemctl", "is-system-running"]).output()?;
-                String::from_utf8_lossy(&output.stdout).trim().to_owned()
+                let condition = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+                if condition.is_empty() { "booting".to_owned() } else { condition }
             }
             Some(_) => "running".to_owned(),
             None if State::load(&self.state_file())?.is_some() => "dead".to_owned(),

@@ -137,8 +137,12 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         let path = dir.join("state.json");
         assert_eq!(State::load(&path).unwrap(), None);
-        let state =
-            State { boot_id: boot_id().unwrap(), nspawn: ProcessId::of(std::process::id()).unwrap(), tree: "t".into() };
+        let state = State {
+            boot_id: boot_id().unwrap(),
+            nspawn: ProcessId::of(std::process::id()).unwrap(),
+            tree: "t".into(),
+            ready: true,
+        };
         state.save(&path).unwrap();
         assert_eq!(State::load(&path).unwrap(), Some(state.clone()));
         assert!(state.is_running().unwrap());

@@ -24,6 +24,8 @@ fn main() -> ExitCode {
     let notify = connect_notify();
     let Err(failure) = run();
     if let Some(socket) = notify {
+        // A line end would end the text, and what follows it would be another assignment.
+        let failure: String = failure.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         // Nothing is left to do about a message that cannot be sent; the exit status still says "not started".
         let _ = socket.send(format!("STATUS={STATUS_PREFIX}{failure}").as_bytes());
     }
