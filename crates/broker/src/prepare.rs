@@ -52,10 +52,9 @@ impl Broker {
         };
 
         let id = self.jobs.reserve(&caller.runner, random);
-        let prepared = tokio::select! {
-            outcome = self.prepare_container(&id, caller, container, &output) => outcome,
-            () = cancellation.reached(Stop::Ask) => Err(anyhow!("cancelled while the job was being prepared")),
-        };
+        let prepared = self
+            .unless_cancelled(&id, &mut cancellation, self.prepare_container(&id, caller, container, &output))
+            .await;
         match prepared {
             Ok((job, is_alpine)) => {
                 let response = Response::Prepared(Prepared {
@@ -81,6 +80,27 @@ impl Broker {
         }
     }
 
+    /// Waits for a guest that is being made, or for its end when the call is cancelled. The making itself is never
+    /// dropped half-way: it would go on in other threads and leave behind what nobody knows of.
+    pub(crate) async fn unless_cancelled<T>(
+        &self,
+        job: &JobId,
+        cancellation: &mut Cancellation,
+        making: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<T> {
+        tokio::pin!(making);
+        tokio::select! {
+            biased;
+            outcome = &mut making => outcome,
+            () = cancellation.reached(Stop::Ask) => {
+                // What is killed under its hands ends it soon.
+                self.engine.destroy(job).await;
+                drop(making.await);
+                Err(anyhow!("cancelled while the container was being prepared"))
+            }
+        }
+    }
+
     async fn prepare_container(
         &self,
         id: &JobId,
@@ -92,6 +112,9 @@ impl Broker {
             .context("args.container.createOptions")?;
         for warning in &options.warnings {
             output.say(&message::warning(&format!("createOptions: {warning}")));
+        }
+        if !container.port_mappings.is_empty() {
+            output.say(&message::warning("ports: ports of a job container are not published yet; they are ignored"));
         }
         let mounts = plan::mounts(
             &self.settings,

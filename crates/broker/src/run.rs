@@ -17,7 +17,7 @@ use runner_store::Lease;
 use runner_wire::{Finished, RunRequest};
 
 use crate::broker::{Broker, random};
-use crate::call::{Cancellation, Output, Stop, fresh_pipe};
+use crate::call::{Cancellation, Output, fresh_pipe};
 use crate::caller::{Labels, RunnerKey};
 use crate::prepare::{files, program};
 use crate::step::verdict;
@@ -49,10 +49,7 @@ impl Broker {
     ) -> anyhow::Result<(Started, Ends)> {
         let runner = RunnerKey { uid, name: format!("ci-nspawn-run {}", random()) };
         let job = self.jobs.reserve(&runner, random);
-        let begun = tokio::select! {
-            outcome = self.boot_run(&job, request) => outcome,
-            () = cancellation.reached(Stop::Ask) => Err(anyhow!("cancelled")),
-        };
+        let begun = self.unless_cancelled(&job, &mut cancellation, self.boot_run(&job, request)).await;
         if begun.is_err() {
             self.destroy(&job).await;
         }

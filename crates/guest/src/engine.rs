@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use runner_inside::enter::{Mount, Request};
 use runner_model::create_options::Limits;
 use runner_model::names::{GuestId, JobId};
-use runner_model::unit::{GuestUnit, guest_properties};
+use runner_model::unit::{GuestUnit, guest_properties, sweep_properties};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use thiserror::Error;
 use zbus_systemd::machine1::{MachineProxy, ManagerProxy as MachinedProxy};
@@ -271,6 +271,11 @@ impl Engine {
         if cgroup.exists() {
             receipt.left.push(format!("control group {}", cgroup.display()));
         }
+        for guest in nspawn_leftovers().into_iter().filter(|guest| guest.job() == job) {
+            if let Err(error) = self.sweep(&guest).await {
+                receipt.left.push(error.to_string());
+            }
+        }
         let (run, data) = (self.places.run.join("guests"), self.job_folder(job));
         let prefix = job.as_str().to_owned();
         let removed = tokio::task::spawn_blocking(move || remove_files(&run, &data, &prefix)).await;
@@ -282,6 +287,14 @@ impl Engine {
             Err(error) => receipt.left.push(format!("files: {error}")),
         }
         receipt
+    }
+
+    /// Removes nspawn's own leftovers of a guest whose unit's `ExecStopPost=` was killed before it had done so. By a unit
+    /// of the host: they are mounts, and this process has a mount namespace of its own.
+    async fn sweep(&self, guest: &GuestId) -> Result<(), UnitError> {
+        let program = self.places.programs.join("guest-sweep").display().to_string();
+        let properties = sweep_properties(&program, guest);
+        self.systemd.start(&format!("runner-sweep-{guest}.service"), to_dbus(properties)).await?.done().await
     }
 
     /// Destroys every job there is, also those that only a folder or a unit remembers. For the start, before any job.
@@ -305,6 +318,7 @@ impl Engine {
                 jobs.extend(name.get(..4).and_then(JobId::parse));
             }
         }
+        jobs.extend(nspawn_leftovers().into_iter().map(|guest| guest.job().clone()));
         let mut reaped = Vec::new();
         for job in jobs {
             let receipt = self.destroy(&job).await;
@@ -377,6 +391,19 @@ fn furnish(
     use std::os::fd::AsFd;
     enter::enter(program, leader.as_fd(), base, &request, &descriptors)
         .context("the guest's root cannot be put together")
+}
+
+/// Guests that nspawn has folders for. systemd-nspawn removes them itself unless it is killed.
+fn nspawn_leftovers() -> Vec<GuestId> {
+    let mut guests: Vec<GuestId> = ["/run/systemd/nspawn/unix-export", "/run/systemd/nspawn/propagate"]
+        .into_iter()
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flat_map(Iterator::flatten)
+        .filter_map(|entry| GuestId::from_machine(entry.file_name().to_str()?))
+        .collect();
+    guests.sort();
+    guests.dedup();
+    guests
 }
 
 /// The control group of a job's slice. systemd nests slices by the dashes in their names (systemd.slice(5)).

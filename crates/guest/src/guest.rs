@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use runner_inside::exec::Program;
 use runner_model::names::GuestId;
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{Gid, MemfdFlags, SealFlags, Uid};
 
 use crate::leases::IdRange;
 use crate::step::{Step, StepError, Streams};
@@ -25,12 +25,12 @@ struct Inner {
     cgroup: PathBuf,
     steps: AtomicU64,
     /// Held as long as the guest may run.
-    _ids: Arc<IdRange>,
+    ids: Arc<IdRange>,
 }
 
 impl Guest {
     pub(crate) fn new(id: GuestId, systemd: Systemd, launcher: String, cgroup: PathBuf, ids: Arc<IdRange>) -> Self {
-        Self(Arc::new(Inner { id, systemd, launcher, cgroup, steps: AtomicU64::new(0), _ids: ids }))
+        Self(Arc::new(Inner { id, systemd, launcher, cgroup, steps: AtomicU64::new(0), ids }))
     }
 
     /// Its id.
@@ -65,11 +65,22 @@ impl Guest {
         stdout: OwnedFd,
         stderr: OwnedFd,
     ) -> Result<Step, StepError> {
+        let unusable = |error: std::io::Error| StepError::Streams(error);
+        for pipe in stdin.iter().chain([&stdout, &stderr]) {
+            self.give(pipe, program).map_err(unusable)?;
+        }
         let stdin = match stdin {
             Some(pipe) => pipe,
-            None => sealed(&program.encode()).map_err(|error| StepError::Unknown(error.to_string()))?,
+            None => sealed(&program.encode()).map_err(unusable)?,
         };
         Step::start(self, description, Streams { stdin, stdout, stderr }).await
+    }
+
+    /// Makes a pipe the program's own. Programs open `/dev/stdout` by name, and the kernel then asks whose pipe it is.
+    fn give(&self, pipe: &OwnedFd, program: &Program) -> std::io::Result<()> {
+        let base = self.0.ids.base();
+        let (uid, gid) = (Uid::from_raw(base + program.uid), Gid::from_raw(base + program.gid));
+        Ok(rustix::fs::fchown(pipe, Some(uid), Some(gid))?)
     }
 
     /// Kills every process of the guest from the host. For a guest whose manager no longer answers.

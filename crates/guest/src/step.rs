@@ -51,6 +51,9 @@ pub enum StepError {
     /// The guest's manager did not take the unit.
     #[error(transparent)]
     Unit(#[from] UnitError),
+    /// The program's standard streams could not be set up; nothing was started.
+    #[error("the program's standard streams cannot be set up: {0}")]
+    Streams(std::io::Error),
     /// The manager's answer is missing or makes no sense.
     #[error("the guest's systemd does not say how the program ended: {0}")]
     Unknown(String),

@@ -92,6 +92,11 @@ impl GuestId {
         format!("runner-guest-{self}.service")
     }
 
+    /// The guest a machine is.
+    pub fn from_machine(machine: &str) -> Option<Self> {
+        Self::parse(machine.strip_prefix("runner-")?)
+    }
+
     /// The guest a unit on the host belongs to.
     pub fn from_unit(unit: &str) -> Option<Self> {
         Self::parse(unit.strip_prefix("runner-guest-")?.strip_suffix(".service")?)
@@ -118,6 +123,8 @@ mod tests {
         assert_eq!(guest.machine().len(), 12);
         assert_eq!(guest.unit(), "runner-guest-0000z.service");
         assert_eq!(GuestId::from_unit(&guest.unit()), Some(guest));
+        assert_eq!(GuestId::from_machine("runner-0000z"), job.guest(35));
+        assert_eq!(GuestId::from_machine("runner-lab-trixie"), None);
         assert_eq!(job.guest(GuestId::SLOTS), None);
     }
 

@@ -118,6 +118,8 @@ pub fn guest_properties(unit: &GuestUnit) -> Vec<Property> {
         ("NotifyAccess", Value::Text("all".into())),
         ("ExecStart", Value::Commands(vec![("/usr/bin/systemd-nspawn".into(), nspawn_arguments(unit), false)])),
         ("ExecStopPost", Value::Commands(vec![(sweep.clone(), vec!["guest-sweep".into(), id.machine()], true)])),
+        // nspawn 252 looks for the guest's systemd before it mounts /usr, finds none and would give it cgroup v1.
+        ("Environment", Value::Texts(vec!["SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1".into()])),
         ("Delegate", Value::Truth(true)),
         ("KillMode", Value::Text("mixed".into())),
         ("TimeoutStartUSec", Value::Number(30_000_000)),
@@ -145,6 +147,16 @@ pub fn guest_properties(unit: &GuestUnit) -> Vec<Property> {
         properties.push(("TasksMax", Value::Number(tasks)));
     }
     properties
+}
+
+/// Properties of a unit that removes what nspawn left of a guest.
+pub fn sweep_properties(program: &str, guest: &GuestId) -> Vec<Property> {
+    vec![
+        ("Description", Value::Text(format!("Remove what is left of {}", guest.machine()))),
+        ("Type", Value::Text("oneshot".into())),
+        ("ExecStart", Value::Commands(vec![(program.to_owned(), vec!["guest-sweep".into(), guest.machine()], false)])),
+        ("CollectMode", Value::Text("inactive-or-failed".into())),
+    ]
 }
 
 /// Properties of a step's unit in the guest. The three standard streams are descriptors and are added by the caller.

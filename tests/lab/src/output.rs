@@ -107,8 +107,9 @@ fn a_daemon_that_holds_the_output_delays_nothing() {
     let ended = runner.sh("setsid sleep 434343 & echo started").expect(0);
     assert_eq!(ended.text(), "started\n");
     // The daemon lives, and still has the pipe; the hook is over, and so is its output.
-    assert_eq!(host::processes_with("sleep 434343").len(), 1);
+    until("the daemon runs", || (host::processes_with("sleep 434343").len() == 1).then_some(()));
     runner.sh("true").expect(0);
+    assert_eq!(host::processes_with("sleep 434343").len(), 1);
     runner.cleanup();
     assert_eq!(host::processes_with("sleep 434343"), Vec::<u32>::new());
 }

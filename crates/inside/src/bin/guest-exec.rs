@@ -15,6 +15,7 @@ use runner_inside::exec::{NOT_STARTED, Program, STATUS_PREFIX, Stdin};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Uid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use rustix::thread::CapabilitySet;
 
 /// No request comes near this; it only bounds what a damaged length could make us reserve.
 const MAX_BLOCK: u64 = 64 * 1024 * 1024;
@@ -63,16 +64,14 @@ fn run() -> Result<Infallible, String> {
         format!("workingDirectory: cannot enter '{}': {error}", String::from_utf8_lossy(&program.directory))
     })?;
 
-    match (program.stdin.clone(), terminal) {
-        (Stdin::Rest, _) => {}
+    let streams = match (&program.stdin, &terminal) {
+        (Stdin::Rest, _) => Ok(()),
         (_, Some(terminal)) => {
-            { dup2_stdin(&terminal).and_then(|()| dup2_stdout(&terminal)).and_then(|()| dup2_stderr(&terminal)) }
-                .map_err(|error| format!("terminal: {error}"))?
+            dup2_stdin(terminal).and_then(|()| dup2_stdout(terminal)).and_then(|()| dup2_stderr(terminal))
         }
-        (Stdin::Null | Stdin::Terminal(_), None) => {
-            dup2_stdin(&null).map_err(|error| format!("standard input: {error}"))?;
-        }
-    }
+        (Stdin::Null | Stdin::Terminal(_), None) => dup2_stdin(&null),
+    };
+    streams.map_err(|error| format!("standard streams: {error}"))?;
     execute(&program)
 }
 
@@ -104,6 +103,10 @@ fn become_user(program: &Program) -> Result<(), String> {
     let fail = |error: rustix::io::Errno| format!("user: cannot become {}:{}: {error}", program.uid, program.gid);
     let groups: Vec<Gid> = program.groups.iter().map(|group| Gid::from_raw(*group)).collect();
     let (uid, gid) = (Uid::from_raw(program.uid), Gid::from_raw(program.gid));
+    // What is inheritable would survive into programs with file capabilities, whoever starts them.
+    let mut capabilities = rustix::thread::capabilities(None).map_err(fail)?;
+    capabilities.inheritable = CapabilitySet::empty();
+    rustix::thread::set_capabilities(None, capabilities).map_err(fail)?;
     // Groups first: the right to set them goes away with the user id.
     rustix::thread::set_thread_groups(&groups).map_err(fail)?;
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(fail)?;
@@ -122,6 +125,7 @@ fn execute(program: &Program) -> Result<Infallible, String> {
     let name = program.arguments.first().ok_or("entryPoint: is empty")?;
     let shown = String::from_utf8_lossy(name);
 
+    restore_sigpipe();
     let mut failure = Errno::ENOENT;
     for candidate in candidates(name, &program.environment) {
         let Ok(path) = CString::new(candidate) else { continue };
@@ -134,6 +138,16 @@ fn execute(program: &Program) -> Result<Infallible, String> {
         }
     }
     Err(explain(&shown, failure))
+}
+
+/// Rust's runtime ignores SIGPIPE, and what is ignored stays so through execve(2). Programs expect to be ended by it:
+/// `yes | head` would complain otherwise.
+fn restore_sigpipe() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: no handler is installed, and this process has one thread.
+    #[expect(unsafe_code, reason = "signal(2) has no safe form")]
+    // SIGPIPE exists and has a default, so this cannot fail.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
 
 fn explain(program: &str, error: Errno) -> String {
