@@ -3,11 +3,15 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use thiserror::Error;
 use zbus::fdo;
 
 use crate::BrokerProxy;
+
+/// How long the broker may take to come up: it is started by the first connection, and may have much to remove then.
+const START: Duration = Duration::from_secs(60);
 
 /// Why a call has no result. Each is one line for a person, with where to look.
 #[derive(Debug, Error)]
@@ -26,6 +30,9 @@ pub enum CallError {
         /// What connecting to it said.
         source: io::Error,
     },
+    /// Somebody listens, but the broker does not come up.
+    #[error("broker: it does not answer; see 'journalctl -u runner-guestd.service'")]
+    Silent,
     /// The broker said no, and why.
     #[error("{0}")]
     Refused(String),
@@ -58,6 +65,7 @@ pub async fn connect(socket: &Path) -> Result<BrokerProxy<'static>, CallError> {
         io::ErrorKind::PermissionDenied => CallError::Denied(socket.to_owned()),
         _ => CallError::NotRunning { socket: socket.to_owned(), source },
     })?;
-    let connection = zbus::connection::Builder::unix_stream(stream).p2p().build().await?;
+    let connection = zbus::connection::Builder::unix_stream(stream).p2p().build();
+    let connection = tokio::time::timeout(START, connection).await.map_err(|_| CallError::Silent)??;
     Ok(BrokerProxy::builder(&connection).cache_properties(zbus::proxy::CacheProperties::No).build().await?)
 }
