@@ -19,8 +19,10 @@ pub(crate) fn run(workspace: &Workspace) -> Result<u8> {
         Path::new("/run/systemd/system").is_dir(),
         "systemd does not run this machine: try the product in the lab, with `cargo xtask demo`"
     );
-    if Program::new("systemd-nspawn").arg("--version").run().is_err() {
-        bail!("systemd-nspawn is missing: run `apt-get install systemd-container dbus`");
+    for (program, package) in [("systemd-nspawn", "systemd-container"), ("nft", "nftables"), ("ip", "iproute2")] {
+        if Program::new(program).arg("--version").output().is_err() {
+            bail!("{program} is missing: run `apt-get install {package}`");
+        }
     }
     let binaries = workspace.build(Profile::Release)?;
 
@@ -36,6 +38,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<u8> {
     for (program, arguments) in [
         ("systemd-sysusers", &[][..]),
         ("systemd-tmpfiles", &["--create", "runner-appliance.conf"][..]),
+        ("/usr/lib/systemd/systemd-sysctl", &["50-runner-appliance.conf"][..]),
         ("systemctl", &["daemon-reload"][..]),
     ] {
         Program::new(program).args(arguments).run()?;

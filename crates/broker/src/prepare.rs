@@ -246,13 +246,9 @@ fn directory(container: &protocol::Container, options: &CreateOptions, config: &
         .to_owned()
 }
 
-/// Files of the container that are about the guest and not about the image.
+/// Files of the container that are about the guest and not about the image. The engine adds those about its network.
 pub(crate) fn files(hostname: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let hosts = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback {hostname}\n");
-    vec![
-        (b"/etc/hostname".to_vec(), format!("{hostname}\n").into_bytes()),
-        (b"/etc/hosts".to_vec(), hosts.into_bytes()),
-    ]
+    vec![(b"/etc/hostname".to_vec(), format!("{hostname}\n").into_bytes())]
 }
 
 /// The pieces of a program to run in a container.

@@ -11,6 +11,7 @@ use anyhow::{Context, ensure};
 use runner_inside::enter::{Mount, Request};
 use runner_model::create_options::Limits;
 use runner_model::names::{GuestId, JobId};
+use runner_model::network::{Link, hosts, resolv_conf};
 use runner_model::unit::{GuestUnit, guest_properties, sweep_properties};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use thiserror::Error;
@@ -20,7 +21,7 @@ use crate::enter;
 use crate::guest::Guest;
 use crate::idmap;
 use crate::leases::{IdRange, Leases};
-use crate::network;
+use crate::network::{self, Network};
 use crate::overlay;
 use crate::root::Root;
 use crate::source::{Owner, Source, open_below};
@@ -94,7 +95,7 @@ pub enum BootError {
     #[error(transparent)]
     Unit(#[from] UnitError),
     /// Something else.
-    #[error("{0:#}")]
+    #[error(transparent)]
     Other(#[from] anyhow::Error),
 }
 
@@ -114,6 +115,7 @@ pub struct Engine {
     machined: MachinedProxy<'static>,
     places: Places,
     leases: Leases,
+    network: Arc<Network>,
 }
 
 impl Engine {
@@ -127,7 +129,9 @@ impl Engine {
             fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         tree::write(&places.tree).with_context(|| format!("cannot write {}", places.tree.display()))?;
-        Ok(Self { systemd, machined, places, leases })
+        let network = Arc::new(Network::default());
+        network.guard()?;
+        Ok(Self { systemd, machined, places, leases, network })
     }
 
     /// A free range of ids.
@@ -156,7 +160,7 @@ impl Engine {
     }
 
     /// Boots a guest with that root.
-    pub async fn boot(&self, spec: BootSpec, ids: Arc<IdRange>, root: Root) -> Result<Guest, BootError> {
+    pub async fn boot(&self, mut spec: BootSpec, ids: Arc<IdRange>, root: Root) -> Result<Guest, BootError> {
         let mut phases = Phases::start();
         let id = spec.id.clone();
         let folder = self.places.run.join("guests").join(id.to_string());
@@ -164,7 +168,18 @@ impl Engine {
         let machine_id = folder.join("machine-id");
         let unique = fs::read_to_string("/proc/sys/kernel/random/uuid").context("no random machine id")?;
         fs::write(&machine_id, unique.replace('-', "")).with_context(|| format!("{}", machine_id.display()))?;
-        let network = network::namespace().context("cannot make a network namespace")?;
+        let link = Link::new(&id, ids.number()).context("no free address; make RUNNER_UID_RANGE smaller")?;
+        let network = {
+            let (rules, link) = (Arc::clone(&self.network), link.clone());
+            tokio::task::spawn_blocking(move || {
+                let servers = rules.guard()?;
+                let namespace = network::namespace(&link).context("cannot make the guest's network")?;
+                anyhow::Ok((namespace, servers))
+            })
+        };
+        let (network, servers) = network.await.map_err(anyhow::Error::from)??;
+        spec.files.push((b"/etc/resolv.conf".to_vec(), resolv_conf(&servers).into_bytes()));
+        spec.files.push((b"/etc/hosts".to_vec(), hosts(&spec.hostname, link.guest).into_bytes()));
 
         let unit = GuestUnit {
             id: id.clone(),
@@ -271,6 +286,11 @@ impl Engine {
         if cgroup.exists() {
             receipt.left.push(format!("control group {}", cgroup.display()));
         }
+        for guest in network::linked().into_iter().filter(|guest| guest.job() == job) {
+            if let Err(error) = network::remove(&guest) {
+                receipt.left.push(format!("{error:#}"));
+            }
+        }
         for guest in nspawn_leftovers().into_iter().filter(|guest| guest.job() == job) {
             if let Err(error) = self.sweep(&guest).await {
                 receipt.left.push(error.to_string());
@@ -318,7 +338,7 @@ impl Engine {
                 jobs.extend(name.get(..4).and_then(JobId::parse));
             }
         }
-        jobs.extend(nspawn_leftovers().into_iter().map(|guest| guest.job().clone()));
+        jobs.extend(nspawn_leftovers().into_iter().chain(network::linked()).map(|guest| guest.job().clone()));
         let mut reaped = Vec::new();
         for job in jobs {
             let receipt = self.destroy(&job).await;

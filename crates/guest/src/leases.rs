@@ -56,6 +56,11 @@ impl IdRange {
     pub fn base(&self) -> u32 {
         self.base
     }
+
+    /// Its number in the pool: no two leases have the same at a time.
+    pub fn number(&self) -> u32 {
+        self.index
+    }
 }
 
 impl Drop for IdRange {

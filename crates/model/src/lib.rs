@@ -14,6 +14,7 @@ pub mod image_ref;
 pub mod message;
 pub mod musl;
 pub mod names;
+pub mod network;
 pub mod passwd;
 pub mod plan;
 pub mod protocol;

@@ -78,23 +78,23 @@ fn jobs_of_two_runners_do_not_touch_each_other() {
 fn no_host_descriptor_enters_a_guest() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
-    let ended = runner.sh("for fd in /proc/$$/fd/*; do echo ${fd##*/} $(readlink $fd); done").expect(0);
-    let mut seen = BTreeSet::new();
-    for line in ended.text().lines() {
-        let (number, target) = line.split_once(' ').expect("a number and a target");
+    let ended = runner.step(Step::program("busybox", &["ls", "-l", "/proc/self/fd"])).expect(0);
+    let text = ended.text();
+    let descriptors: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.split_once(" -> "))
+        .map(|(left, target)| (left.rsplit(' ').next(), target))
+        .collect();
+    assert_eq!(descriptors.len(), 4, "{text}");
+    for (number, target) in descriptors {
         match number {
-            "0" => assert_eq!(target, "/dev/null"),
-            "1" | "2" => assert!(target.starts_with("pipe:["), "{line}"),
-            // The shell's own hold on its script.
-            "255" | "10" => assert!(target.starts_with("/__w/_temp/"), "{line}"),
-            _ => panic!("descriptor {line}"),
+            Some("0") => assert_eq!(target, "/dev/null"),
+            Some("1" | "2") => assert!(target.starts_with("pipe:["), "{text}"),
+            // The directory that is being listed.
+            Some("3") => assert!(target.starts_with("/proc/"), "{text}"),
+            _ => panic!("{text}"),
         }
-        seen.insert(number.to_owned());
     }
-    assert!(["0", "1", "2"].iter().all(|number| seen.contains(*number)), "{}", ended.story());
-    let exact = runner.step(Step::program("busybox", &["ls", "/proc/self/fd"])).expect(0);
-    // 3 is the directory being listed.
-    assert_eq!(exact.text(), "0\n1\n2\n3\n");
     // The write end of a pipe gives nothing back, and the hook's own streams are not it.
     let reopened = runner.sh("echo before; timeout 1 cat /proc/self/fd/1 </dev/null >/dev/null; echo after").expect(0);
     assert!(reopened.text().starts_with("before\n") && reopened.text().ends_with("after\n"), "{}", reopened.story());
@@ -148,7 +148,6 @@ fn a_step_can_neither_mount_nor_make_namespaces() {
         "busybox nsenter -t 1 -m true",
         "busybox mknod /tmp/kmsg c 1 11",
         "busybox mknod /tmp/disk b 8 0",
-        "busybox losetup -f",
         "busybox hostname another",
         "busybox date -s 2020-01-01",
         "busybox insmod x",
@@ -267,7 +266,7 @@ fn the_broker_refuses_strangers() {
     let script =
         format!("echo '{{}}' | setpriv --reuid=65534 --regid={group} --clear-groups /usr/lib/runner/container-hooks");
     let ran = run(["sh", "-c", &script]);
-    assert!(ran.status == 125 && ran.text().starts_with("::error::broker"), "{ran:?}");
+    assert!(ran.status == 125 && ran.text().trim_start().starts_with("::error::broker"), "{}", ran.text());
 }
 
 fn the_broker_gives_operators_calls_to_root_only() {

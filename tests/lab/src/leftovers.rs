@@ -40,7 +40,13 @@ pub(crate) fn look() -> BTreeSet<String> {
 pub(crate) fn remove() {
     host::run(["systemctl", "stop", "runner-guestd.service"]);
     host::run(["systemctl", "kill", "--signal=KILL", "runner-guests.slice"]);
-    host::run(["systemctl", "reset-failed", "runner-guestd.service", "runner-guestd.socket"]);
+    host::run(["systemctl", "reset-failed"]);
+    host::run([
+        "sh",
+        "-c",
+        "for folder in /run/systemd/nspawn/*/runner-?????; do umount -l $folder; rmdir $folder; done",
+    ]);
+    host::run(["find", "/home/runner", "-uid", "+524287", "-exec", "chown", "-h", "runner:runner", "{}", "+"]);
     host::run(["systemctl", "start", "runner-guestd.socket"]).expect(0);
     host::run(["systemctl", "start", "runner-guestd.service"]).expect(0);
 }

@@ -48,7 +48,13 @@ pub(super) fn install(lab: &Lab, workspace: &Workspace, binaries: &Binaries) -> 
         copy::put_file(lab, source, &file.path, file.mode)?;
     }
     if !changed.is_empty() {
-        lab.inside(["sh", "-ec", "systemd-sysusers; systemd-tmpfiles --create; systemctl daemon-reload"]).run()?;
+        lab.inside([
+            "sh",
+            "-ec",
+            "systemd-sysusers; systemd-tmpfiles --create; \
+                    /usr/lib/systemd/systemd-sysctl 50-runner-appliance.conf; systemctl daemon-reload",
+        ])
+        .run()?;
         lab.inside(["install", "-d", "-o", "runner", "-g", "runner", "-m", "0755"]).args(RUNNER_FOLDERS).run()?;
     }
     for unit in &workspace.manifest().enabled {
