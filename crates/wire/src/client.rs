@@ -33,6 +33,12 @@ pub enum CallError {
     /// Somebody listens, but the broker does not come up.
     #[error("broker: it does not answer; see 'journalctl -u runner-guestd.service'")]
     Silent,
+    /// It hung up before it was asked anything: that is how it treats strangers.
+    #[error(
+        "broker: it hung up at once, as it does on users other than root and RUNNER_USER; see 'journalctl -u \
+         runner-guestd.service'"
+    )]
+    HungUp,
     /// The broker said no, and why.
     #[error("{0}")]
     Refused(String),
@@ -66,6 +72,7 @@ pub async fn connect(socket: &Path) -> Result<BrokerProxy<'static>, CallError> {
         _ => CallError::NotRunning { socket: socket.to_owned(), source },
     })?;
     let connection = zbus::connection::Builder::unix_stream(stream).p2p().build();
-    let connection = tokio::time::timeout(START, connection).await.map_err(|_| CallError::Silent)??;
+    let connection =
+        tokio::time::timeout(START, connection).await.map_err(|_| CallError::Silent)?.map_err(|_| CallError::HungUp)?;
     Ok(BrokerProxy::builder(&connection).cache_properties(zbus::proxy::CacheProperties::No).build().await?)
 }

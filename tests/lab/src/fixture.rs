@@ -96,7 +96,8 @@ fn busybox_tree(name: &str, id: &str) {
 fn debian_tree(name: &str) {
     sh(&format!(
         r#"mkdir -p {FOLDER}/images; cd {FOLDER}/images; rm -rf {name}
-        mkdir -p {name}/usr/bin {name}/usr/lib {name}/usr/lib64 {name}/etc {name}/root {name}/tmp {name}/opt {name}/var/tmp
+        mkdir -p {name}/usr/bin {name}/usr/lib {name}/usr/lib64 {name}/etc {name}/root {name}/tmp {name}/opt {name}/var/tmp {name}/run \
+          {name}/home {name}/mnt {name}/srv {name}/proc {name}/sys {name}/dev
         cd {name}; chmod 1777 tmp var/tmp; ln -s usr/bin bin; ln -s usr/lib lib; ln -s usr/lib64 lib64
         cp "$(command -v busybox)" usr/bin/busybox
         for program in bash cat chmod chown cp cut date dd dirname basename echo env false head id ln ls mkdir mkfifo mv \
