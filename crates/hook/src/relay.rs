@@ -37,16 +37,18 @@ impl Surroundings {
 /// Relays the request on standard input. The result is the process's exit status; everything a person should know has
 /// been printed by then.
 pub async fn run(surroundings: &Surroundings) -> u8 {
-    match relay(surroundings).await {
+    // Whether a line of ours may come in the middle of one of the program's.
+    let mut after_output = false;
+    match relay(surroundings, &mut after_output).await {
         Ok(status) => status,
         Err(error) => {
-            print_last(&[message::error(&format!("{error:#}"))], true);
+            print_last(&[message::error(&format!("{error:#}"))], after_output);
             exit::OWN_FAILURE
         }
     }
 }
 
-async fn relay(surroundings: &Surroundings) -> anyhow::Result<u8> {
+async fn relay(surroundings: &Surroundings, after_output: &mut bool) -> anyhow::Result<u8> {
     // Listened for before anything is started: a signal that comes now must not end us with the call under way.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -58,6 +60,7 @@ async fn relay(surroundings: &Surroundings) -> anyhow::Result<u8> {
     let begun = broker.hook(&request, surroundings.environment.clone()).await.map_err(CallError::from)?;
     drop(request);
 
+    *after_output = true;
     let stdout = Mover::start(begun.stdout.into(), io::stdout().as_fd().try_clone_to_owned()?)?;
     let stderr = Mover::start(begun.stderr.into(), io::stderr().as_fd().try_clone_to_owned()?)?;
     let finish = broker.finish(begun.call);
@@ -69,11 +72,12 @@ async fn relay(surroundings: &Surroundings) -> anyhow::Result<u8> {
             _ = terminate.recv() => broker.cancel(begun.call).await.map_err(CallError::from)?,
         }
     };
-    let moved = tokio::task::spawn_blocking(move || (stdout.drain(), stderr.drain())).await?;
-    let moved =
-        (moved.0.context("cannot write to standard output")?, moved.1.context("cannot write to standard error")?);
+    let (written, errors) = tokio::task::spawn_blocking(move || (stdout.drain(), stderr.drain())).await?;
+    let written = written.context("cannot write to standard output")?;
+    errors.context("cannot write to standard error")?;
+    *after_output = written > 0;
     let Finished { exit_status, response, messages } = finished?;
-    print_last(&messages, moved.0 > 0);
+    print_last(&messages, *after_output);
     if exit_status == exit::SUCCESS && !response.is_empty() {
         write_response(surroundings, &begun.response_file, &response)?;
     }
