@@ -1,9 +1,10 @@
 //! The broker: what all calls share.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use runner_guest::{Engine, Leases, Owner, Places, Restored, restore};
+use runner_guest::{Engine, IdRange, Leases, Owner, Places, Restored, restore};
 use runner_model::config::Settings;
 use runner_model::names::JobId;
 use runner_model::passwd;
@@ -63,7 +64,7 @@ impl Broker {
         }
         if !reaped.is_empty() {
             let leases = self.engine.leases().clone();
-            self.bring_home(move |id| leases.contains(id)).await;
+            restore_owner(&self.settings.work, self.owner, move |id| leases.contains(id)).await;
         }
         Ok(())
     }
@@ -75,8 +76,7 @@ impl Broker {
         let receipt = self.engine.destroy(job).await;
         self.jobs.remove(job);
         if let Some(ids) = ids {
-            let base = ids.base();
-            self.bring_home(move |id| id.checked_sub(base).is_some_and(|offset| offset < 65_536)).await;
+            bring_home(&self.settings.work, self.owner, &ids).await;
         }
         if receipt.left.is_empty() {
             tracing::info!(job_id = %job, guests = receipt.guests, "nothing is left of job {job}");
@@ -84,20 +84,6 @@ impl Broker {
             tracing::error!(job_id = %job, "left of job {job}: {}", receipt.left.join("; "));
         }
         receipt.left
-    }
-
-    /// Gives what containers made in the work folder to the runner.
-    async fn bring_home(&self, foreign: impl Fn(u32) -> bool + Send + 'static) {
-        let (work, owner) = (self.settings.work.clone(), self.owner);
-        let outcome = tokio::task::spawn_blocking(move || restore(&work, owner, &foreign)).await;
-        match outcome {
-            Ok(Ok(Restored { seen, changed })) => {
-                tracing::debug!(seen, changed, "gave files in the work folder to the runner's user");
-            }
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Ok(Err(error)) => tracing::error!("files in the work folder may still belong to a job: {error}"),
-            Err(error) => tracing::error!("files in the work folder may still belong to a job: {error}"),
-        }
     }
 
     /// Whether a process may use the broker at all.
@@ -117,6 +103,26 @@ impl Broker {
             job = %labels.job,
             name = %labels.runner,
         )
+    }
+}
+
+/// Gives what a job's containers made in a folder to its owner.
+pub(crate) async fn bring_home(folder: &Path, owner: Owner, ids: &IdRange) {
+    let base = ids.base();
+    restore_owner(folder, owner, move |id| id.checked_sub(base).is_some_and(|offset| offset < 65_536)).await;
+}
+
+async fn restore_owner(folder: &Path, owner: Owner, foreign: impl Fn(u32) -> bool + Send + 'static) {
+    let shown = folder.display();
+    let path = folder.to_owned();
+    match tokio::task::spawn_blocking(move || restore(&path, owner, &foreign)).await {
+        Ok(Ok(Restored { seen, changed })) => {
+            tracing::debug!(seen, changed, "gave the job's files in {shown} to their owner");
+        }
+        // A file, or nothing: there is nothing below it.
+        Ok(Err(error)) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+        Ok(Err(error)) => tracing::error!("files in {shown} may still belong to a job: {error}"),
+        Err(error) => tracing::error!("files in {shown} may still belong to a job: {error}"),
     }
 }
 

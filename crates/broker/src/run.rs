@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
-use runner_guest::{BootSpec, BoundSource, Owner, Stdin, Step, open_below};
+use runner_guest::{BootSpec, BoundSource, IdRange, Owner, Stdin, Step, open_below};
 use runner_model::environ::{self, Environment};
 use runner_model::names::{GuestId, JobId};
 use runner_model::passwd;
@@ -16,7 +16,7 @@ use runner_model::protocol::ImageSource;
 use runner_store::Lease;
 use runner_wire::{Finished, RunRequest};
 
-use crate::broker::{Broker, random};
+use crate::broker::{Broker, bring_home, random};
 use crate::call::{Cancellation, Output, fresh_pipe};
 use crate::caller::{Labels, RunnerKey};
 use crate::prepare::{files, program};
@@ -35,6 +35,10 @@ pub(crate) struct Ends {
 pub(crate) struct Started {
     job: JobId,
     step: Step,
+    /// Folders the program may have written to, and who owns them.
+    written: Vec<(PathBuf, Owner)>,
+    /// Whose ids files of other users there have.
+    ids: Arc<IdRange>,
     /// Keeps the image in the store.
     _lease: Option<Lease>,
 }
@@ -62,9 +66,12 @@ impl Broker {
         started: Started,
         mut cancellation: Cancellation,
     ) -> anyhow::Result<Finished> {
-        let Started { job, step, _lease } = started;
+        let Started { job, step, written, ids, _lease } = started;
         let outcome = self.attend(step, &mut cancellation).await;
         let left = self.destroy(&job).await;
+        for (folder, owner) in written {
+            bring_home(&folder, owner, &ids).await;
+        }
         let mut finished = verdict(outcome?, "")?;
         finished.messages.extend(left.iter().map(|left| format!("left over: {left}")));
         Ok(finished)
@@ -119,10 +126,16 @@ impl Broker {
 
         let mut mounts = Vec::new();
         let mut owner = Owner { uid: 0, gid: 0 };
+        let mut written = Vec::new();
         for bind in &request.binds {
-            let (mount, of) = bound(bind)?;
+            let (mount, path, of) = bound(bind)?;
             if !mount.read_only {
+                // One table of ids serves all mounts of a guest.
+                if written.iter().any(|(_, other)| *other != of) {
+                    bail!("--bind {bind}: folders that may be written to must all belong to one user");
+                }
                 owner = of;
+                written.push((path, of));
             }
             mounts.push(mount);
         }
@@ -143,7 +156,7 @@ impl Broker {
             files: files(&machine),
             owner,
             primary: Owner { uid: user.uid, gid: user.gid },
-            job_ids,
+            job_ids: Arc::clone(&job_ids),
         };
         let guest = self.engine.boot(spec, ids, root).await.context("the guest did not start")?;
 
@@ -156,7 +169,7 @@ impl Broker {
             // A guest that ends before it has read everything is noticed by whoever waits for the program.
             let _ = tokio::task::spawn_blocking(move || fs::File::from(pipe).write_all(&preamble)).await?;
         }
-        Ok((Started { job: job.clone(), step, _lease: lease }, ends))
+        Ok((Started { job: job.clone(), step, written, ids: job_ids, _lease: lease }, ends))
     }
 
     async fn terminal(&self, guest: &GuestId) -> anyhow::Result<(Ends, Output, Option<OwnedFd>, Stdin)> {
@@ -175,8 +188,8 @@ fn pipes() -> anyhow::Result<(Ends, Output, Option<OwnedFd>, Stdin)> {
     Ok((Ends { stdin, stdout, stderr }, output, Some(stdin_read), Stdin::Rest))
 }
 
-/// An operator's bind mount, and who owns its files.
-fn bound(bind: &str) -> anyhow::Result<(BoundSource, Owner)> {
+/// An operator's bind mount, the file of the host it is, and who owns that.
+fn bound(bind: &str) -> anyhow::Result<(BoundSource, PathBuf, Owner)> {
     let usage = || anyhow!("--bind {bind}: write SRC:DST or SRC:DST:ro, both absolute paths");
     let mut parts = bind.split(':');
     let (source, target) = (parts.next().ok_or_else(usage)?, parts.next().ok_or_else(usage)?);
@@ -200,5 +213,5 @@ fn bound(bind: &str) -> anyhow::Result<(BoundSource, Owner)> {
     let root = if status.is_dir() { real.as_path() } else { parent };
     let source = open_below(root, &real, None)?;
     let owner = Owner { uid: status.uid(), gid: status.gid() };
-    Ok((BoundSource { source, target: target.into(), read_only, of_host: true }, owner))
+    Ok((BoundSource { source, target: target.into(), read_only, of_host: true }, real, owner))
 }

@@ -120,14 +120,29 @@ impl Session {
         // Known before the guest boots, so that a caller that goes away meanwhile stops it.
         let call = self.add(canceller, outcome)?;
         let broker = Arc::clone(&self.broker);
-        let (started, ends) =
-            broker.begin_run(self.peer.uid, &request, cancellation.clone()).await.map_err(|error| {
-                self.calls.lock().under_way.remove(&call);
-                failed(format!("{error:#}"))
-            })?;
+        let uid = self.peer.uid;
+        let (begun, ends) = oneshot::channel();
+        // A task of its own: this method's future is dropped when the connection closes, and what was begun must be
+        // finished all the same.
         tokio::spawn(async move {
-            let _ = sender.send(finished(broker.finish_run(started, cancellation).await));
+            match broker.begin_run(uid, &request, cancellation.clone()).await {
+                Ok((started, ends)) => {
+                    drop(begun.send(Ok(ends)));
+                    drop(sender.send(finished(broker.finish_run(started, cancellation).await)));
+                }
+                Err(error) => drop(begun.send(Err(error))),
+            }
         });
+        let ends = match ends.await {
+            Ok(Ok(ends)) => ends,
+            outcome => {
+                self.calls.lock().under_way.remove(&call);
+                return Err(match outcome {
+                    Ok(Err(error)) => failed(format!("{error:#}")),
+                    _ => failed("the broker dropped the call"),
+                });
+            }
+        };
         Ok(Running { call, stdin: ends.stdin.into(), stdout: ends.stdout.into(), stderr: ends.stderr.into() })
     }
 

@@ -286,11 +286,6 @@ impl Engine {
         if cgroup.exists() {
             receipt.left.push(format!("control group {}", cgroup.display()));
         }
-        for guest in network::linked().into_iter().filter(|guest| guest.job() == job) {
-            if let Err(error) = network::remove(&guest) {
-                receipt.left.push(format!("{error:#}"));
-            }
-        }
         for guest in nspawn_leftovers().into_iter().filter(|guest| guest.job() == job) {
             if let Err(error) = self.sweep(&guest).await {
                 receipt.left.push(error.to_string());
@@ -298,7 +293,15 @@ impl Engine {
         }
         let (run, data) = (self.places.run.join("guests"), self.job_folder(job));
         let prefix = job.as_str().to_owned();
-        let removed = tokio::task::spawn_blocking(move || remove_files(&run, &data, &prefix)).await;
+        let owner = job.clone();
+        let removed = tokio::task::spawn_blocking(move || {
+            let (guests, mut left) = remove_files(&run, &data, &prefix);
+            for guest in network::linked().into_iter().filter(|guest| *guest.job() == owner) {
+                left.extend(network::remove(&guest).err().map(|error| format!("{error:#}")));
+            }
+            (guests, left)
+        })
+        .await;
         match removed {
             Ok((guests, left)) => {
                 receipt.guests = guests;

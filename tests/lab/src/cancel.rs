@@ -30,6 +30,9 @@ pub(crate) fn tests() -> Vec<Test> {
 /// The official runner's patience, less what the issue asks of us.
 const WELL_BELOW: Duration = Duration::from_millis(6_900);
 
+/// Whether a stage of preparing has been reached.
+type Reached = fn() -> bool;
+
 /// Sends SIGINT and waits for the end.
 #[track_caller]
 fn interrupted(call: Call<'_>) -> (Ended, Duration) {
@@ -136,7 +139,7 @@ fn a_job_cancelled_while_it_is_prepared_leaves_nothing() {
     let runner = Runner::new("runner 01");
     let image = fixture::debian();
     // At every stage: when it begins, when there is a folder, a unit, a machine.
-    let stages: [(&str, fn() -> bool); 4] = [
+    let stages: [(&str, Reached); 4] = [
         ("at once", || true),
         ("a folder", || leftovers::now().iter().any(|line| line.starts_with("folder "))),
         ("a unit", || leftovers::now().iter().any(|line| line.starts_with("unit "))),
@@ -179,7 +182,7 @@ fn a_cancelled_step_that_prints_without_end_is_over() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
     let step = Step::program("busybox", &["yes", "output-without-end"]);
-    let call = runner.begin(step);
+    let call = runner.begin(&step);
     call.wait_for("output-without-end\noutput-without-end\n");
     let (ended, took) = interrupted(call);
     assert_eq!(ended.status, 125, "{} bytes", ended.stdout.len());

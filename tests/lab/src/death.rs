@@ -31,6 +31,9 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
+/// Whether a stage of preparing has been reached.
+type Reached = fn() -> bool;
+
 const SLEEP: &str = "echo up; sleep 505050";
 
 /// A job with a step under way; calls `end_it`, and demands that the step fails with one line of ours with these words,
@@ -114,7 +117,7 @@ fn a_killed_broker_is_a_clear_error_and_its_next_life_reaps() {
 fn a_broker_killed_at_any_moment_of_preparing_leaves_nothing() {
     let runner = Runner::new("runner 01");
     let image = fixture::debian();
-    let stages: [(&str, fn() -> bool); 5] = [
+    let stages: [(&str, Reached); 5] = [
         ("at once", || true),
         ("a folder of the job", || leftovers::now().iter().any(|line| line.starts_with("folder /var"))),
         ("a folder of the guest", || leftovers::now().iter().any(|line| line.starts_with("folder /run"))),

@@ -227,7 +227,7 @@ fn values_are_not_on_any_command_line_of_the_host() {
     runner.prepare_with(container);
     let step =
         Step::script(&runner, "sh", "echo up; until test -e /tmp/go; do sleep 0.02; done").env("T", "hunter2-step");
-    let call = runner.begin(step);
+    let call = runner.begin(&step);
     call.wait_for("up");
     assert_eq!(crate::host::processes_with("hunter2"), Vec::<u32>::new());
     let units = crate::host::sh("systemctl show 'runner-guest*' | grep -c hunter2 || true");

@@ -36,7 +36,7 @@ pub(crate) fn node() -> &'static str {
     ONCE.call_once(|| {
         busybox_tree("node-tree", "debian");
         let layer = pack("node-tree");
-        oci_layout("node-oci", &layer, json!({"User": "node", "Env": ["PATH=/bin"]}));
+        oci_layout("node-oci", &layer, &json!({"User": "node", "Env": ["PATH=/bin"]}));
         import("lab/node:latest", "node-oci");
     });
     "lab/node:latest"
@@ -52,7 +52,7 @@ pub(crate) fn configured() -> &'static str {
         docker_archive(
             "configured.tar",
             &layer,
-            json!({
+            &json!({
                 "Env": ["FROM_IMAGE=yes", "PATH=/opt/image/bin:/bin", "HOME=/image-home"],
                 "WorkingDir": "/srv/app", "Entrypoint": ["/bin/echo", "entry"], "Cmd": ["cmd"],
             }),
@@ -141,7 +141,7 @@ fn config(layer: &str, config: &Value) -> Value {
 }
 
 /// image-spec, "OCI Image Layout Specification".
-fn oci_layout(name: &str, layer: &str, settings: Value) {
+fn oci_layout(name: &str, layer: &str, settings: &Value) {
     let folder = format!("{FOLDER}/images/{name}");
     sh(&format!("rm -rf {folder}; mkdir -p {folder}/blobs/sha256"));
     let add = |media_type: &str, path: &str| {
@@ -158,7 +158,7 @@ fn oci_layout(name: &str, layer: &str, settings: Value) {
     };
     let manifest = json!({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": add_json("application/vnd.oci.image.config.v1+json", &config(layer, &settings)),
+        "config": add_json("application/vnd.oci.image.config.v1+json", &config(layer, settings)),
         "layers": [add("application/vnd.oci.image.layer.v1.tar", layer)],
     });
     let index = json!({
@@ -169,10 +169,10 @@ fn oci_layout(name: &str, layer: &str, settings: Value) {
 }
 
 /// The archive format of `docker save` before it became an OCI layout.
-fn docker_archive(name: &str, layer: &str, settings: Value) {
+fn docker_archive(name: &str, layer: &str, settings: &Value) {
     let folder = format!("{FOLDER}/images/{name}.d");
     sh(&format!("rm -rf {folder}; mkdir -p {folder}; cp {layer} {folder}/layer.tar"));
-    fs::write(format!("{folder}/config"), config(layer, &settings).to_string()).expect("the folder was just made");
+    fs::write(format!("{folder}/config"), config(layer, settings).to_string()).expect("the folder was just made");
     let config = format!("{}.json", digest(&format!("{folder}/config")));
     let id = digest(layer);
     sh(&format!("cd {folder}; mv config {config}; mkdir {id}; mv layer.tar {id}/"));

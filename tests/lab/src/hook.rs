@@ -156,18 +156,18 @@ impl Runner {
     /// A script step to its end.
     #[track_caller]
     pub(crate) fn step(&self, step: Step) -> Ended {
-        self.begin(step).end()
+        self.begin(&step).end()
     }
 
     /// A script step under way.
-    pub(crate) fn begin(&self, step: Step) -> Call<'_> {
+    pub(crate) fn begin(&self, step: &Step) -> Call<'_> {
         self.call(step.request(self))
     }
 
     /// A script step under way that has printed this line.
     #[track_caller]
     pub(crate) fn begin_until(&self, script: &str, line: &str) -> Call<'_> {
-        let call = self.begin(Step::script(self, "sh", script));
+        let call = self.begin(&Step::script(self, "sh", script));
         call.wait_for(line);
         call
     }
@@ -215,7 +215,7 @@ impl Runner {
         });
         let stdout = Stream::read(child.stdout.take().expect("it is a pipe"), gate);
         let stderr = Stream::read(child.stderr.take().expect("it is a pipe"), None);
-        Call { runner: self, child, stdout, stderr, response, started: Instant::now() }
+        Call { runner: self, child, stdout, stderr, response }
     }
 
     fn environment(&self) -> BTreeMap<String, String> {
@@ -322,7 +322,6 @@ pub(crate) struct Call<'a> {
     stdout: Arc<Stream>,
     stderr: Arc<Stream>,
     response: Option<PathBuf>,
-    started: Instant,
 }
 
 impl Call<'_> {
@@ -375,12 +374,11 @@ impl Call<'_> {
             }
             std::thread::sleep(Duration::from_millis(1));
         };
-        let took = self.started.elapsed();
         let (stdout, whole) = self.stdout.wait(END_OF_OUTPUT, |state| state.1);
         let (stderr, whole_too) = self.stderr.wait(END_OF_OUTPUT, |state| state.1);
         let response = self.response.as_ref().and_then(|path| fs::read(path).ok());
         let ended =
-            Ended { status: host::status_of(status), stdout, stderr, response, took, held_open: !(whole && whole_too) };
+            Ended { status: host::status_of(status), stdout, stderr, response, held_open: !(whole && whole_too) };
         if ended.status == 0
             && let Some(state) = ended.parsed().and_then(|response| response.get("state").cloned())
             && !state.is_null()
@@ -400,8 +398,6 @@ pub(crate) struct Ended {
     pub(crate) stderr: Vec<u8>,
     /// Content of the response file, `None` if it is gone or cannot be read as a file.
     pub(crate) response: Option<Vec<u8>>,
-    /// From the start to the end of the process.
-    pub(crate) took: Duration,
     /// Whether something held its output open for longer than the official runner waits.
     pub(crate) held_open: bool,
 }

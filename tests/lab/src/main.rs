@@ -17,6 +17,7 @@ mod isolation;
 mod lab;
 mod leftovers;
 mod lifecycle;
+mod network;
 mod nspawn_run;
 mod options;
 mod output;
@@ -66,6 +67,7 @@ fn tests() -> Vec<Test> {
         cancel::tests(),
         death::tests(),
         isolation::tests(),
+        network::tests(),
         nspawn_run::tests(),
         terminal::tests(),
         examples::tests(),

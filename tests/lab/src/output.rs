@@ -63,7 +63,7 @@ fn every_byte_value_arrives_unchanged() {
 fn output_comes_while_the_program_runs() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
-    let mut call = runner.begin(Step::script(
+    let mut call = runner.begin(&Step::script(
         &runner,
         "sh",
         "printf 'no line feed yet'; until test -e /tmp/go; do sleep 0.02; done",

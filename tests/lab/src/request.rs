@@ -35,7 +35,8 @@ fn system_mounts() -> Vec<Value> {
 }
 
 /// `prepare_job` of this container.
-pub(crate) fn prepare(container: Value) -> Value {
+pub(crate) fn prepare(container: impl Into<Value>) -> Value {
+    let container: Value = container.into();
     json!({"command": "prepare_job", "args": {"container": container, "services": []}})
 }
 

@@ -1,0 +1,234 @@
+//! The network of a guest: out to the world, and to nothing near (threat model, P9). The world is a network namespace of
+//! the lab host with a public address and a web server.
+
+use std::time::{Duration, Instant};
+
+use crate::fixture;
+use crate::hook::Runner;
+use crate::host::{leader, run, sh, until};
+use crate::lab::{FOLDER, Test, tests};
+use crate::request::Step;
+
+pub(crate) fn tests() -> Vec<Test> {
+    tests![
+        a_guest_reaches_the_world_by_the_hosts_address,
+        the_world_does_not_reach_a_guest,
+        a_guest_reaches_no_service_of_the_host,
+        a_guest_reaches_no_other_guest,
+        private_and_metadata_addresses_are_refused_at_once,
+        the_guest_cannot_change_its_network,
+        a_guest_has_a_loopback_of_its_own,
+        name_servers_are_the_hosts,
+    ]
+}
+
+/// The world: 203.0.113.2 with a web server that tells the caller's address. Removed when dropped.
+struct World;
+
+const WORLD: &str = "203.0.113.2";
+
+impl World {
+    fn new() -> Self {
+        drop(Self);
+        sh(&format!(
+            "ip netns add lab-world; ip link add lab-host type veth peer name lab-world netns lab-world
+            ip address add 203.0.113.1/24 dev lab-host; ip link set lab-host up
+            ip -n lab-world address add {WORLD}/24 dev lab-world; ip -n lab-world link set lab-world up
+            ip -n lab-world link set lo up; ip -n lab-world route add default via 203.0.113.1
+            mkdir -p {FOLDER}/world/cgi-bin
+            printf '#!/bin/sh\\nprintf \"Content-Type: text/plain\\\\r\\\\n\\\\r\\\\nyou are %s\\\\n\" $REMOTE_ADDR\\n' >{FOLDER}/world/cgi-bin/who
+            chmod 755 {FOLDER}/world/cgi-bin/who
+            ip netns exec lab-world busybox httpd -p {WORLD}:8000 -h {FOLDER}/world"
+        ));
+        Self
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let script = "for pid in $(ip netns pids lab-world 2>/dev/null); do kill -KILL $pid; done; ip netns del lab-world; ip link del lab-host";
+        run(["sh", "-c", script]);
+    }
+}
+
+fn get(address: &str) -> Step {
+    Step::program("busybox", &["wget", "-T", "5", "-q", "-O", "-", &format!("http://{address}")])
+}
+
+fn address(runner: &Runner) -> String {
+    let text =
+        runner.step(Step::program("busybox", &["ip", "-4", "-o", "address", "show", "dev", "host0"])).expect(0).text();
+    let found = text.split_whitespace().skip_while(|word| *word != "inet").nth(1).expect("an address");
+    found.split('/').next().expect("before the slash").to_owned()
+}
+
+#[track_caller]
+fn unreachable(runner: &Runner, target: &str) {
+    let began = Instant::now();
+    let ended = runner.step(get(target));
+    assert!(ended.status != 0 && ended.stdout.is_empty(), "{target}: {}", ended.story());
+    assert!(began.elapsed() < Duration::from_secs(3), "{target}: dropped in silence, {:?}", began.elapsed());
+}
+
+fn a_guest_reaches_the_world_by_the_hosts_address() {
+    let world = World::new();
+    let runner = Runner::new("runner 01");
+    runner.prepare(fixture::debian());
+    let ended = runner.step(get(&format!("{WORLD}:8000/cgi-bin/who"))).expect(0);
+    assert!(ended.text().contains("203.0.113.1"), "{}", ended.story());
+    runner.cleanup();
+    drop(world);
+}
+
+fn the_world_does_not_reach_a_guest() {
+    let world = World::new();
+    let runner = Runner::new("runner 01");
+    runner.prepare(fixture::debian());
+    let guest = address(&runner);
+    runner.sh("mkdir /tmp/site; echo inside >/tmp/site/index.html; busybox httpd -p 8080 -h /tmp/site").expect(0);
+    assert_eq!(runner.step(get("127.0.0.1:8080/")).expect(0).text(), "inside\n");
+    let ran = run([
+        "ip",
+        "netns",
+        "exec",
+        "lab-world",
+        "busybox",
+        "wget",
+        "-T",
+        "2",
+        "-q",
+        "-O",
+        "-",
+        &format!("http://{guest}:8080/"),
+    ]);
+    assert!(ran.status != 0 && ran.stdout.is_empty(), "{ran:?}");
+    runner.cleanup();
+    drop(world);
+}
+
+fn a_guest_reaches_no_service_of_the_host() {
+    let world = World::new();
+    sh(&format!(
+        "busybox httpd -p 8001 -h {FOLDER}/world & busybox httpd -p 203.0.113.1:8002 -h {FOLDER}/world & wait"
+    ));
+    let runner = Runner::new("runner 01");
+    let machine = runner.prepare(fixture::debian());
+    let gateway = sh(&format!("nsenter -t {} -n ip -4 -o route show default | cut -d' ' -f3", leader(&machine)));
+    let own = sh(&format!("busybox wget -T 5 -q -O - http://{gateway}:8001/cgi-bin/who"));
+    assert!(own.starts_with("you are"), "the service itself does not work: {own}");
+    for target in [
+        format!("{gateway}:8001/cgi-bin/who"),
+        "203.0.113.1:8002/cgi-bin/who".to_owned(),
+        "127.0.0.1:8001/cgi-bin/who".to_owned(),
+    ] {
+        unreachable(&runner, &target);
+    }
+    // By the link's own IPv6 address, which every interface has.
+    let six = runner.sh("busybox ip -6 -o address show dev host0 | grep -c fe80 || true").expect(0).line();
+    if six != "0" {
+        let device = machine.replace("runner-", "rg");
+        let host = sh(&format!("ip -6 -o address show dev {device} | grep -o 'fe80[^/]*' || true"));
+        if !host.is_empty() {
+            unreachable(&runner, &format!("[{host}%host0]:8001/cgi-bin/who"));
+        }
+    }
+    // Abstract sockets belong to the network namespace.
+    assert_eq!(
+        runner
+            .sh("grep -c @ /proc/net/unix | head -n 1; grep -o '@/.*' /proc/net/unix || true")
+            .expect(0)
+            .text()
+            .lines()
+            .nth(1),
+        None
+    );
+    runner.cleanup();
+    sh("for pid in $(pidof busybox); do kill $pid || true; done");
+    drop(world);
+}
+
+fn a_guest_reaches_no_other_guest() {
+    let (one, two) = (Runner::new("runner 01"), Runner::with_repository("runner 02", "gadgets"));
+    one.prepare(fixture::debian());
+    two.prepare(fixture::debian());
+    let (first, second) = (address(&one), address(&two));
+    assert_ne!(first, second);
+    one.sh("mkdir /tmp/site; echo inside >/tmp/site/index.html; busybox httpd -p 8080 -h /tmp/site").expect(0);
+    assert_eq!(one.step(get(&format!("{first}:8080/"))).expect(0).text(), "inside\n");
+    unreachable(&two, &format!("{first}:8080/"));
+    one.cleanup();
+    two.cleanup();
+}
+
+fn private_and_metadata_addresses_are_refused_at_once() {
+    let runner = Runner::new("runner 01");
+    runner.prepare(fixture::debian());
+    for target in [
+        "169.254.169.254/latest/meta-data/",
+        "10.0.0.1/",
+        "172.16.0.1/",
+        "192.168.0.1/",
+        "100.64.0.1/",
+        "198.18.255.254/",
+    ] {
+        unreachable(&runner, target);
+    }
+    runner.cleanup();
+}
+
+fn the_guest_cannot_change_its_network() {
+    let runner = Runner::new("runner 01");
+    runner.prepare(fixture::debian());
+    let before = runner.sh("busybox ip address; busybox ip route").expect(0).text();
+    for command in [
+        "ip link set host0 down",
+        "ip link set host0 address 02:00:00:00:00:01",
+        "ip link set host0 mtu 1000",
+        "ip link add dummy0 type dummy",
+        "ip address add 10.1.2.3/24 dev host0",
+        "ip address flush dev host0",
+        "ip route del default",
+        "ip route add 10.0.0.0/8 dev host0",
+        "ip neighbour add 198.18.0.9 lladdr 02:00:00:00:00:02 dev host0",
+        "arping -c 1 -I host0 198.18.0.0",
+        "ifconfig host0 promisc",
+    ] {
+        let ended = runner.sh(&format!("busybox {command}"));
+        assert!(ended.status != 0, "{command} worked: {}", ended.story());
+    }
+    assert_eq!(runner.sh("busybox ip address; busybox ip route").expect(0).text(), before);
+    runner.cleanup();
+}
+
+fn a_guest_has_a_loopback_of_its_own() {
+    let runner = Runner::new("runner 01");
+    runner.prepare(fixture::node());
+    // A port below 1024, as a user who is not root.
+    let script = "mkdir /tmp/site; echo inside >/tmp/site/index.html; busybox httpd -p 80 -h /tmp/site; busybox wget -q -O - http://localhost/";
+    let ended = runner.sh(script).expect(0);
+    assert_eq!(ended.text(), "inside\n", "{}", ended.story());
+    runner.cleanup();
+    until("nothing listens there any more", || {
+        run(["busybox", "wget", "-T", "1", "-q", "-O", "-", "http://127.0.0.1/"]).stdout.is_empty().then_some(())
+    });
+}
+
+fn name_servers_are_the_hosts() {
+    let saved = std::fs::read("/etc/resolv.conf").ok();
+    let restore = |text: Option<Vec<u8>>| match text {
+        Some(text) => std::fs::write("/etc/resolv.conf", text),
+        None => std::fs::remove_file("/etc/resolv.conf"),
+    };
+    std::fs::write("/etc/resolv.conf", "nameserver 127.0.0.53\nnameserver 203.0.113.53\nsearch example.org\n")
+        .expect("we are root");
+    let runner = Runner::new("runner 01");
+    runner.prepare(fixture::debian());
+    let seen = runner.sh("cat /etc/resolv.conf").expect(0).text();
+    let servers: Vec<_> = seen.lines().filter(|line| line.starts_with("nameserver")).map(str::to_owned).collect();
+    runner.cleanup();
+    restore(saved).expect("we are root");
+    // The rules follow the name servers; bring back those the host has now, so that nothing seems left over.
+    runner.prepare(fixture::alpine());
+    runner.cleanup();
+    assert_eq!(servers, ["nameserver 203.0.113.53"], "{seen}");
+}
