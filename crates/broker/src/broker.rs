@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use runner_guest::{Engine, IdRange, Leases, Owner, Places, Restored, restore};
@@ -17,7 +18,7 @@ use crate::job::Jobs;
 #[derive(Debug)]
 pub struct Broker {
     pub(crate) engine: Engine,
-    pub(crate) store: Store,
+    pub(crate) store: Arc<Store>,
     pub(crate) settings: Settings,
     pub(crate) jobs: Jobs,
     /// The official runner's user.
@@ -48,6 +49,7 @@ impl Broker {
         let leases = Leases::new(settings.uid_range.base, settings.uid_range.count);
         let engine = Engine::new(places, leases).await?;
         let store = Store::open(&folders.state.join("images")).context("the image store cannot be opened")?;
+        let store = Arc::new(store);
         let broker = Self { engine, store, settings, jobs: Jobs::default(), owner };
         broker.reap().await?;
         Ok(broker)
@@ -69,21 +71,27 @@ impl Broker {
         Ok(())
     }
 
-    /// Kills and removes a job, gives its files in the workspace to the runner, and forgets it. What is left, as
-    /// sentences; nothing in the ordinary case.
+    /// Kills and removes a job, gives its files in the workspace to the runner, and forgets it if nothing is left. What is
+    /// left, as sentences.
     pub(crate) async fn destroy(&self, job: &JobId) -> Vec<String> {
         let ids = self.jobs.disk_ids(job);
         let receipt = self.engine.destroy(job).await;
-        self.jobs.remove(job);
         if let Some(ids) = ids {
             bring_home(&self.settings.work, self.owner, &ids).await;
         }
         if receipt.left.is_empty() {
+            self.jobs.remove(job);
             tracing::info!(job_id = %job, guests = receipt.guests, "nothing is left of job {job}");
         } else {
+            // It stays known, with its ids, so that this runner's next job tries again before it starts.
             tracing::error!(job_id = %job, "left of job {job}: {}", receipt.left.join("; "));
         }
         receipt.left
+    }
+
+    /// Waits until the host's systemd is lost. Nothing can be made or removed then, and only a new start helps.
+    pub async fn lost(&self) {
+        self.engine.lost().await;
     }
 
     /// Whether a process may use the broker at all.

@@ -61,7 +61,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let broker = Arc::new(Broker::start(settings, &folders).await?);
     sd_notify::notify(&[sd_notify::NotifyState::Ready])?;
     tracing::info!("ready");
-    server::serve(broker, listener).await
+    tokio::select! {
+        outcome = server::serve(Arc::clone(&broker), listener) => outcome,
+        () = broker.lost() => Err(anyhow::anyhow!("the connection to the system bus was lost")),
+    }
 }
 
 fn settings(path: &std::path::Path) -> anyhow::Result<Settings> {

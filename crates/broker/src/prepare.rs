@@ -123,7 +123,7 @@ impl Broker {
             &container.user_mounts,
             &options.volumes,
         )?;
-        let lease = self.image("args.container.image", &container.image)?;
+        let lease = self.image("args.container.image", &container.image).await?;
 
         let guest_id = id.guest(0).context("a job has a first guest")?;
         let (ids, job_ids) = (self.engine.lease()?, self.engine.lease()?);
@@ -191,7 +191,7 @@ impl Broker {
     }
 
     /// The image a container asks for, held in the store.
-    pub(crate) fn image(&self, field: &'static str, image: &ImageSource) -> anyhow::Result<Lease> {
+    pub(crate) async fn image(&self, field: &'static str, image: &ImageSource) -> anyhow::Result<Lease> {
         let text = match image {
             ImageSource::Reference(text) => text,
             ImageSource::Dockerfile(_) => {
@@ -199,7 +199,10 @@ impl Broker {
             }
         };
         let reference = Reference::parse(text).context(field)?;
-        self.store.resolve(&reference.to_string()).context(field)?.ok_or_else(|| {
+        // The store's lock may be held by somebody who takes his time.
+        let (store, name) = (Arc::clone(&self.store), reference.to_string());
+        let resolved = tokio::task::spawn_blocking(move || store.resolve(&name)).await?;
+        resolved.context(field)?.ok_or_else(|| {
             anyhow!(
                 "{field}: '{}' is not in the store; bring it there with 'runnerctl image import {} SOURCE'",
                 reference.familiar(),

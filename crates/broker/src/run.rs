@@ -85,7 +85,7 @@ impl Broker {
         }
         let lease = match request.image.as_str() {
             "" => None,
-            image => Some(self.image("--image", &ImageSource::Reference(image.to_owned()))?),
+            image => Some(self.image("--image", &ImageSource::Reference(image.to_owned())).await?),
         };
         let guest_id = job.guest(0).context("a job has a first guest")?;
         let (ids, job_ids) = (self.engine.lease()?, self.engine.lease()?);

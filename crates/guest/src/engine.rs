@@ -21,12 +21,15 @@ use crate::enter;
 use crate::guest::Guest;
 use crate::idmap;
 use crate::leases::{IdRange, Leases};
-use crate::network::{self, Network};
+use crate::network;
 use crate::overlay;
 use crate::root::Root;
 use crate::source::{Owner, Source, open_below};
 use crate::systemd::{Systemd, UnitError, to_dbus};
 use crate::tree;
+
+/// A call to the host's systemd or machined that takes longer than this has failed.
+const HOST_CALL: Duration = Duration::from_secs(60);
 
 /// A call to a guest's manager that takes longer than this will not come back.
 const GUEST_CALL: Duration = Duration::from_secs(5);
@@ -115,13 +118,16 @@ pub struct Engine {
     machined: MachinedProxy<'static>,
     places: Places,
     leases: Leases,
-    network: Arc<Network>,
 }
 
 impl Engine {
     /// Connects to the host's systemd and writes the guests' root.
     pub async fn new(places: Places, leases: Leases) -> anyhow::Result<Self> {
-        let connection = zbus::Connection::system().await.context("cannot connect to the system bus")?;
+        let connection = zbus::connection::Builder::system()
+            .method_timeout(HOST_CALL)
+            .build()
+            .await
+            .context("cannot connect to the system bus")?;
         let machined =
             MachinedProxy::builder(&connection).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
         let systemd = Systemd::new(connection).await.context("cannot talk to systemd")?;
@@ -129,14 +135,18 @@ impl Engine {
             fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         tree::write(&places.tree).with_context(|| format!("cannot write {}", places.tree.display()))?;
-        let network = Arc::new(Network::default());
-        network.guard()?;
-        Ok(Self { systemd, machined, places, leases, network })
+        network::guard()?;
+        Ok(Self { systemd, machined, places, leases })
     }
 
     /// A free range of ids.
     pub fn lease(&self) -> Result<Arc<IdRange>, BootError> {
         self.leases.take().map(Arc::new).ok_or(BootError::NoIds)
+    }
+
+    /// Waits until the connection to the host's systemd is lost.
+    pub async fn lost(&self) {
+        self.systemd.lost().await;
     }
 
     /// The pool of ids.
@@ -170,10 +180,10 @@ impl Engine {
         fs::write(&machine_id, unique.replace('-', "")).with_context(|| format!("{}", machine_id.display()))?;
         let link = Link::new(&id, ids.number()).context("no free address; make RUNNER_UID_RANGE smaller")?;
         let network = {
-            let (rules, link) = (Arc::clone(&self.network), link.clone());
+            let link = link.clone();
             tokio::task::spawn_blocking(move || {
-                let servers = rules.guard()?;
-                let namespace = network::namespace(&link).context("cannot make the guest's network")?;
+                let servers = network::guard()?;
+                let namespace = network::namespace(&link, &servers).context("cannot make the guest's network")?;
                 anyhow::Ok((namespace, servers))
             })
         };

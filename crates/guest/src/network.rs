@@ -7,11 +7,10 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, bail};
 use runner_model::names::GuestId;
-use runner_model::network::{Link, device, name_servers, ruleset};
+use runner_model::network::{Link, device, guest_ruleset, name_servers, ruleset};
 
 /// Where the host's own name servers are listed, best first: systemd-resolved keeps those it asks itself apart from its
 /// stub on the loopback device.
@@ -22,25 +21,13 @@ const RESOLV_CONF: [&str; 2] = ["/run/systemd/resolve/resolv.conf", "/etc/resolv
 const SETTINGS: [(&str, &str); 2] =
     [("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"), ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")];
 
-/// The host's side of all guests' networks.
-#[derive(Debug, Default)]
-pub(crate) struct Network {
-    /// The name servers the loaded rules know.
-    loaded: Mutex<Option<Vec<Ipv4Addr>>>,
-}
-
-impl Network {
-    /// Loads the rules unless they are loaded for the host's present name servers, which it returns. Before any guest.
-    pub(crate) fn guard(&self) -> anyhow::Result<Vec<Ipv4Addr>> {
-        let servers = host_name_servers();
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if loaded.as_ref() != Some(&servers) {
-            feed("nft", &["-f", "-"], &ruleset(&servers))
-                .context("the guests' firewall rules cannot be loaded, so no guest may start")?;
-            *loaded = Some(servers.clone());
-        }
-        Ok(servers)
-    }
+/// Loads the rules, whatever is loaded: somebody may have flushed all rules since, as a restart of nftables.service does.
+/// Returns the host's name servers, which the rules know.
+pub(crate) fn guard() -> anyhow::Result<Vec<Ipv4Addr>> {
+    let servers = host_name_servers();
+    feed("nft", &["-f", "-"], &ruleset(&servers))
+        .context("the guests' firewall rules cannot be loaded, so no guest may start")?;
+    Ok(servers)
 }
 
 fn host_name_servers() -> Vec<Ipv4Addr> {
@@ -53,8 +40,9 @@ fn host_name_servers() -> Vec<Ipv4Addr> {
 }
 
 /// A new network namespace with a link to the host.
-pub(crate) fn namespace(link: &Link) -> anyhow::Result<OwnedFd> {
+pub(crate) fn namespace(link: &Link, name_servers: &[Ipv4Addr]) -> anyhow::Result<OwnedFd> {
     let commands = link.guest_commands();
+    let rules = guest_ruleset(name_servers);
     // A thread of its own enters the namespace and is then thrown away; no other thread ever sees it. What it starts is
     // in that namespace too.
     let namespace = std::thread::Builder::new()
@@ -69,6 +57,8 @@ pub(crate) fn namespace(link: &Link) -> anyhow::Result<OwnedFd> {
                     _ => {}
                 }
             }
+            // Rules first: the link must not be up without them.
+            feed("nft", &["-f", "-"], &rules)?;
             feed("ip", &["-batch", "-"], &commands)?;
             Ok(File::open("/proc/thread-self/ns/net")?.into())
         })?

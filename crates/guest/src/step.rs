@@ -55,7 +55,7 @@ pub enum StepError {
     #[error("the program's standard streams cannot be set up: {0}")]
     Streams(std::io::Error),
     /// The manager's answer is missing or makes no sense.
-    #[error("the guest's systemd does not say how the program ended: {0}")]
+    #[error("the guest's systemd does not say: {0}")]
     Unknown(String),
 }
 

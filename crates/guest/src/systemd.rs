@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::StreamExt;
 use runner_model::unit::{Property, Value};
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
 use zbus_systemd::systemd1::ManagerProxy;
 
@@ -18,12 +18,12 @@ use zbus_systemd::systemd1::ManagerProxy;
 #[derive(Debug, Error)]
 pub enum UnitError {
     /// The manager refused the call.
-    #[error("systemd refused {unit}: {source}")]
+    #[error("systemd refused {unit}: {reason}")]
     Refused {
         /// The unit.
         unit: String,
         /// What systemd said.
-        source: zbus::Error,
+        reason: zbus::Error,
     },
     /// The unit job ended, but not with `done`.
     #[error("{unit}: unit job ended as '{result}'")]
@@ -57,6 +57,7 @@ pub(crate) struct Systemd {
     connection: Connection,
     manager: ManagerProxy<'static>,
     jobs: Arc<Mutex<Jobs>>,
+    lost: watch::Receiver<bool>,
 }
 
 impl Systemd {
@@ -70,6 +71,7 @@ impl Systemd {
         manager.subscribe().await?;
         let jobs = Arc::new(Mutex::new(Jobs::default()));
         let shared = Arc::clone(&jobs);
+        let (gone, lost) = watch::channel(false);
         tokio::spawn(async move {
             while let Some(signal) = removed.next().await {
                 let Ok(arguments) = signal.args() else { continue };
@@ -78,8 +80,10 @@ impl Systemd {
             let mut jobs = lock(&shared);
             jobs.closed = true;
             jobs.waiting.clear();
+            drop(jobs);
+            gone.send_replace(true);
         });
-        Ok(Self { connection, manager, jobs })
+        Ok(Self { connection, manager, jobs, lost })
     }
 
     /// The bus connection, for other interfaces on it.
@@ -92,6 +96,12 @@ impl Systemd {
         &self.manager
     }
 
+    /// Waits until the connection has ended.
+    pub(crate) async fn lost(&self) {
+        // An error means that the watching task is gone, which is the same.
+        let _ = self.lost.clone().wait_for(|lost| *lost).await;
+    }
+
     /// Starts a transient unit; the result is a unit job to wait for.
     pub(crate) async fn start(
         &self,
@@ -102,7 +112,7 @@ impl Systemd {
             .start_transient_unit(unit.to_owned(), "fail".to_owned(), properties, Vec::new())
             .await
             .map(|path| self.job(unit, path))
-            .map_err(|source| UnitError::Refused { unit: unit.to_owned(), source })
+            .map_err(|reason| UnitError::Refused { unit: unit.to_owned(), reason })
     }
 
     /// Stops a unit; `None` when there is no such unit.
@@ -112,7 +122,7 @@ impl Systemd {
             Err(zbus::Error::MethodError(name, _, _)) if name.as_str() == "org.freedesktop.systemd1.NoSuchUnit" => {
                 Ok(None)
             }
-            Err(source) => Err(UnitError::Refused { unit: unit.to_owned(), source }),
+            Err(reason) => Err(UnitError::Refused { unit: unit.to_owned(), reason }),
         }
     }
 
@@ -189,6 +199,7 @@ fn variant(value: Value) -> OwnedVariant {
         Value::Signed(number) => Variant::new(number),
         Value::Number(number) => Variant::new(number),
         Value::Bytes(fields) => Variant::new(fields),
+        Value::Filter(allowed, names) => Variant::new((allowed, names)),
         Value::Commands(commands) => Variant::new(commands),
     };
     owned(value)
@@ -249,6 +260,7 @@ mod tests {
         assert_eq!(signature(Value::Signed(1)), "i");
         assert_eq!(signature(Value::Number(1)), "t");
         assert_eq!(signature(Value::Bytes(vec![])), "aay");
+        assert_eq!(signature(Value::Filter(true, vec![])), "(bas)");
         assert_eq!(signature(Value::Commands(vec![])), "a(sasb)");
     }
 }

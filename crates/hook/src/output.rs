@@ -49,10 +49,26 @@ fn run(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stop: BorrowedFd<'_>) -> io::Re
             outcome => outcome?,
         };
         let [readable, stopped] = waited.map(|descriptor| descriptor.revents());
+        if !stopped.is_empty() {
+            // What the program wrote is in the pipe by now. What comes later is somebody else's, and may never end.
+            let mut left = rustix::io::ioctl_fionread(from)?;
+            while left > 0 {
+                let count = way.forward(from, to, usize::try_from(left).unwrap_or(CHUNK).min(CHUNK))?;
+                if count == 0 {
+                    break;
+                }
+                left = left.saturating_sub(count);
+                moved += count;
+            }
+            return Ok(moved);
+        }
         if readable.contains(PollFlags::IN) {
-            moved += way.forward(from, to)?;
-        } else if !readable.is_empty() || !stopped.is_empty() {
-            // Its end, or the program's end with nothing left in the pipe.
+            match way.forward(from, to, CHUNK)? {
+                // A file or a device that is read is always readable, also at its end.
+                0 => return Ok(moved),
+                count => moved += count,
+            }
+        } else if !readable.is_empty() {
             return Ok(moved);
         }
     }
@@ -68,11 +84,14 @@ enum Way {
 
 impl Way {
     /// Moves what is there. The pipe is known to be readable; the other side is waited for.
-    fn forward(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<u64> {
+    fn forward(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> io::Result<u64> {
         loop {
             let outcome = match self {
-                Self::Splice => splice(from, None, to, None, CHUNK, SpliceFlags::MOVE),
-                Self::Copy(buffer) => return copy(from, to, buffer),
+                Self::Splice => splice(from, None, to, None, most, SpliceFlags::MOVE),
+                Self::Copy(buffer) => {
+                    let most = most.min(buffer.len());
+                    return copy(from, to, buffer.get_mut(..most).unwrap_or_default());
+                }
             };
             match outcome {
                 Ok(count) => return Ok(count as u64),
@@ -155,16 +174,48 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_that_never_stops_writing_delays_nothing() {
+        let (from, program) = pipe().unwrap();
+        let (reader, to) = pipe().unwrap();
+        let mover = Mover::start(from, to).unwrap();
+        let daemon = std::thread::spawn(move || {
+            let mut program = File::from(program);
+            // Ends when nobody reads any more.
+            while program.write_all(&[b'x'; 4096]).is_ok() {}
+        });
+        let swallow = std::thread::spawn(move || io::copy(&mut File::from(reader), &mut io::sink()).unwrap());
+        let moved = mover.drain().unwrap();
+        assert_eq!(swallow.join().unwrap(), moved);
+        daemon.join().unwrap();
+    }
+
+    #[test]
+    fn files_and_devices_end_where_they_end() {
+        let path = std::env::temp_dir().join(format!("output-test-input-{}", std::process::id()));
+        std::fs::write(&path, "content").unwrap();
+        for (source, expected) in [(path.to_str().unwrap(), "content"), ("/dev/null", "")] {
+            let (reader, to) = pipe().unwrap();
+            let _mover = Mover::start(File::open(source).unwrap().into(), to).unwrap();
+            let mut received = String::new();
+            // Ends because the mover closed its side.
+            File::from(reader).read_to_string(&mut received).unwrap();
+            assert_eq!(received, expected, "{source}");
+        }
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
     fn an_appended_file_takes_every_byte_too() {
         let path = std::env::temp_dir().join(format!("output-test-{}", std::process::id()));
         let file = OpenOptions::new().create(true).append(true).open(&path).unwrap();
         let (from, program) = pipe().unwrap();
         let mover = Mover::start(from, file.into()).unwrap();
         let sent = payload();
-        let mut program = File::from(program);
-        program.write_all(&sent).unwrap();
-        drop(program);
-        assert_eq!(mover.drain().unwrap(), sent.len() as u64);
+        let expected = sent.len() as u64;
+        let bytes = sent.clone();
+        // Ended before drain(), as a program is.
+        File::from(program).write_all(&bytes).unwrap();
+        assert_eq!(mover.drain().unwrap(), expected);
         assert!(std::fs::read(&path).unwrap() == sent, "bytes differ");
         std::fs::remove_file(path).unwrap();
     }

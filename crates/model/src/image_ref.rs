@@ -80,6 +80,8 @@ impl Reference {
         let canonical = self.to_string();
         match canonical.strip_prefix("docker.io/") {
             Some(rest) => match rest.strip_prefix("library/") {
+                // `docker.io/a.b/c` would come back as repository c of registry a.b.
+                _ if rest.split_once('/').is_some_and(|(first, _)| is_domain(first)) => canonical.clone(),
                 // `library/a/b` would come back as `a/b`, another repository.
                 Some(official) if !self.path["library/".len()..].contains('/') => official.to_owned(),
                 _ => rest.to_owned(),

@@ -3,7 +3,6 @@
 //! Each guest has a point-to-point link to the host. It reaches the outside world through the host, by address
 //! translation, and nothing else: not the host, not another guest, no private range, no link-local or metadata address.
 
-use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use crate::names::GuestId;
@@ -75,11 +74,7 @@ pub fn device(guest: &GuestId) -> String {
 /// The ruleset, for `nft -f -`. Loading it again replaces it in one transaction. `name_servers` are those of the host, which
 /// guests may ask even where they lie in a forbidden range.
 pub fn ruleset(name_servers: &[Ipv4Addr]) -> String {
-    let mut dns = String::new();
-    for server in name_servers {
-        // `fmt::Write` for String cannot fail.
-        let _ = writeln!(dns, "    ip daddr {server} meta l4proto {{ tcp, udp }} th dport 53 accept");
-    }
+    let dns = ask(name_servers);
     format!(
         "table inet {TABLE}\n\
          delete table inet {TABLE}\n\
@@ -107,6 +102,31 @@ pub fn ruleset(name_servers: &[Ipv4Addr]) -> String {
          \x20 }}\n\
          }}\n"
     )
+}
+
+/// The ruleset of a guest's own namespace: what it may not reach, once more. Its root cannot change it, and nobody who
+/// flushes the host's rules does.
+pub fn guest_ruleset(name_servers: &[Ipv4Addr]) -> String {
+    format!(
+        "table inet {TABLE} {{\n\
+         \x20 chain output {{\n\
+         \x20   type filter hook output priority filter; policy accept;\n\
+         \x20   oifname \"lo\" accept\n\
+         \x20   meta nfproto ipv6 drop\n\
+         {}\
+         \x20   ip daddr {{ {FORBIDDEN} }} counter reject with icmpx admin-prohibited\n\
+         \x20 }}\n\
+         }}\n",
+        ask(name_servers)
+    )
+}
+
+/// Rules that let DNS through to these servers.
+fn ask(name_servers: &[Ipv4Addr]) -> String {
+    name_servers
+        .iter()
+        .map(|server| format!("    ip daddr {server} meta l4proto {{ tcp, udp }} th dport 53 accept\n"))
+        .collect()
 }
 
 /// The name servers of a resolv.conf(5) that a guest can ask: IPv4, and not on the host's own loopback.
@@ -161,6 +181,11 @@ mod tests {
     #[test]
     fn the_rules_as_nft_reads_them() {
         insta::assert_snapshot!(ruleset(&["10.0.0.2".parse().unwrap(), "192.0.2.53".parse().unwrap()]));
+    }
+
+    #[test]
+    fn the_guests_own_rules_as_nft_reads_them() {
+        insta::assert_snapshot!(guest_ruleset(&["10.0.0.2".parse().unwrap()]));
     }
 
     #[test]

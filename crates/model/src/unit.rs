@@ -19,6 +19,8 @@ pub enum Value {
     Number(u64),
     /// `aay`
     Bytes(Vec<Vec<u8>>),
+    /// `(bas)`: whether the list is of what is allowed, and the list.
+    Filter(bool, Vec<String>),
     /// `a(sasb)`: program, arguments with the program's own name first, whether a failure is ignored.
     Commands(Vec<(String, Vec<String>, bool)>),
 }
@@ -55,6 +57,9 @@ pub struct GuestUnit {
 const DROPPED_CAPABILITIES: &str = "CAP_SYS_ADMIN,CAP_SYS_RESOURCE,CAP_MKNOD,CAP_SYS_BOOT,CAP_NET_RAW,\
     CAP_NET_BROADCAST,CAP_AUDIT_CONTROL,CAP_AUDIT_WRITE,CAP_LEASE,CAP_LINUX_IMMUTABLE,CAP_SYS_TTY_CONFIG,\
     CAP_IPC_OWNER,CAP_DAC_READ_SEARCH";
+
+/// Processes and threads of a guest that asks for no bound of its own.
+const TASKS: u64 = 32_768;
 
 /// Folder of the guest's own units inside its root tree.
 pub const GUEST_UNITS: &str = "/etc/runner-guest/units";
@@ -126,6 +131,16 @@ pub fn guest_properties(unit: &GuestUnit) -> Vec<Property> {
         ("TimeoutStopUSec", Value::Number(5_000_000)),
         // A killed guest is the ordinary end of a guest, and nothing of it should stay for `systemctl --failed`.
         ("CollectMode", Value::Text("inactive-or-failed".into())),
+        // Both reach into the guest; nspawn's own filter leaves these open. AF_VSOCK would speak to the hypervisor.
+        (
+            "RestrictAddressFamilies",
+            Value::Filter(true, ["AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"].map(str::to_owned).to_vec()),
+        ),
+        (
+            "SystemCallFilter",
+            Value::Filter(false, ["io_uring_setup", "io_uring_enter", "io_uring_register"].map(str::to_owned).to_vec()),
+        ),
+        ("SystemCallErrorNumber", Value::Signed(1)),
         ("DevicePolicy", Value::Text("closed".into())),
         ("NetworkNamespacePath", Value::Text(network_namespace.clone())),
         ("OOMPolicy", Value::Text("kill".into())),
@@ -143,9 +158,7 @@ pub fn guest_properties(unit: &GuestUnit) -> Vec<Property> {
         properties.push(("MemoryMax", Value::Number(bytes)));
         properties.push(("MemorySwapMax", Value::Number(0)));
     }
-    if let Some(tasks) = limits.pids {
-        properties.push(("TasksMax", Value::Number(tasks)));
-    }
+    properties.push(("TasksMax", Value::Number(limits.pids.unwrap_or(TASKS))));
     properties
 }
 
@@ -171,6 +184,8 @@ pub fn step_properties(description: &str, launcher: &str) -> Vec<Property> {
         // What a step leaves in the background lives on, as with `docker exec`.
         ("KillMode", Value::Text("process".into())),
         ("IgnoreSIGPIPE", Value::Truth(false)),
+        // The host bounds the guest; a share of that bound for each step would only surprise.
+        ("TasksMax", Value::Number(u64::MAX)),
         // Keeps the unit, and so the exit status, until we have read it.
         ("AddRef", Value::Truth(true)),
     ]
@@ -206,8 +221,9 @@ mod tests {
         let limits = Limits { cpus_milli: Some(1_500), memory_bytes: Some(512 << 20), pids: Some(100) };
         let with = guest_properties(&GuestUnit { limits, ..unit() });
         let without = guest_properties(&unit());
+        assert_eq!(without.last(), Some(&("TasksMax", Value::Number(TASKS))));
         assert_eq!(
-            with[without.len()..],
+            with[without.len() - 1..],
             [
                 ("CPUQuotaPerSecUSec", Value::Number(1_500_000)),
                 ("MemoryMax", Value::Number(512 << 20)),

@@ -21,14 +21,14 @@ pub enum CallError {
     Denied(PathBuf),
     /// Nobody listens.
     #[error(
-        "broker: not running ({}: {source}); see 'systemctl status runner-guestd.socket runner-guestd.service'",
+        "broker: not running ({}: {reason}); see 'systemctl status runner-guestd.socket runner-guestd.service'",
         .socket.display()
     )]
     NotRunning {
         /// The socket.
         socket: PathBuf,
         /// What connecting to it said.
-        source: io::Error,
+        reason: io::Error,
     },
     /// Somebody listens, but the broker does not come up.
     #[error("broker: it does not answer; see 'journalctl -u runner-guestd.service'")]
@@ -67,9 +67,9 @@ impl From<zbus::Error> for CallError {
 
 /// Connects to the broker as this process's user.
 pub async fn connect(socket: &Path) -> Result<BrokerProxy<'static>, CallError> {
-    let stream = UnixStream::connect(socket).map_err(|source| match source.kind() {
+    let stream = UnixStream::connect(socket).map_err(|reason| match reason.kind() {
         io::ErrorKind::PermissionDenied => CallError::Denied(socket.to_owned()),
-        _ => CallError::NotRunning { socket: socket.to_owned(), source },
+        _ => CallError::NotRunning { socket: socket.to_owned(), reason },
     })?;
     let connection = zbus::connection::Builder::unix_stream(stream).p2p().build();
     let connection =

@@ -140,7 +140,7 @@ fn nul_characters_are_named_by_their_field() {
         (Step::program("true", &[]).directory("/tmp\0"), "args.workingDirectory"),
         (Step::program("true", &[]).path(&["/a\0"]), "args.prependPath[0]"),
     ] {
-        runner.step(step).own_failure(&[field, "NUL"]);
+        runner.step(&step).own_failure(&[field, "NUL"]);
     }
     runner.cleanup();
     let mut container = request::container(fixture::alpine(), &runner);
@@ -153,16 +153,16 @@ fn twenty_megabytes_of_environment_are_refused_by_name() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::alpine());
     let large = "x".repeat(20 * 1024 * 1024);
-    runner.step(Step::program("true", &[]).env("LARGE_VALUE", large)).own_failure(&["LARGE_VALUE"]);
+    runner.step(&Step::program("true", &[]).env("LARGE_VALUE", large)).own_failure(&["LARGE_VALUE"]);
     // Linux takes 128 KiB in one string: the largest that fits works, one byte more is named.
     let fits = 128 * 1024 - 1 - "LARGE=".len();
     let step = |length: usize| Step::script(&runner, "sh", "echo ${#LARGE}").env("LARGE", "y".repeat(length));
-    assert_eq!(runner.step(step(fits)).expect(0).line(), fits.to_string());
-    runner.step(step(fits + 1)).own_failure(&["LARGE"]);
+    assert_eq!(runner.step(&step(fits)).expect(0).line(), fits.to_string());
+    runner.step(&step(fits + 1)).own_failure(&["LARGE"]);
     // Many that fit one by one, and not together.
     let many = (0..300)
         .fold(Step::program("true", &[]), |step, number| step.env(&format!("MANY_{number}"), "z".repeat(64 * 1024)));
-    runner.step(many).own_failure(&["environment"]);
+    runner.step(&many).own_failure(&["environment"]);
     runner.sh("true").expect(0);
     runner.cleanup();
 }
@@ -216,7 +216,7 @@ fn a_step_that_cannot_start_is_no_failed_program() {
         (Step::program("true", &[]).directory("relative/folder"), &["args.workingDirectory"]),
     ];
     for (step, words) in rows {
-        runner.step(step.clone()).own_failure(words);
+        runner.step(step).own_failure(words);
     }
     // The job goes on.
     runner.sh("true").expect(0);

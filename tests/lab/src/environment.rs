@@ -31,7 +31,7 @@ type Variables = BTreeMap<String, String>;
 
 /// The environment block of a program, exactly.
 #[track_caller]
-fn block(runner: &Runner, step: Step) -> Variables {
+fn block(runner: &Runner, step: &Step) -> Variables {
     let ended = runner.step(step).expect(0);
     assert!(ended.stderr.is_empty(), "{}", ended.story());
     let entries = ended.stdout.strip_suffix(b"\0").unwrap_or(&ended.stdout).split(|byte| *byte == 0);
@@ -65,7 +65,7 @@ fn a_step_has_the_containers_variables_and_its_own_and_no_others() {
         ("PATH", DEFAULT_PATH),
         ("STEP", "1"),
     ]);
-    assert_eq!(block(&runner, environ().env("STEP", "1")), expected);
+    assert_eq!(block(&runner, &environ().env("STEP", "1")), expected);
     runner.cleanup();
 }
 
@@ -111,7 +111,7 @@ fn hostile_values_arrive_byte_for_byte() {
         ("HOME", "/github/home"),
         ("PATH", DEFAULT_PATH),
     ]));
-    assert_eq!(block(&runner, step), expected);
+    assert_eq!(block(&runner, &step), expected);
     runner.cleanup();
 }
 
@@ -128,7 +128,7 @@ fn the_published_hostile_example_arrives_byte_for_byte() {
     expected.extend(given.iter().map(|(name, value)| (name.clone(), value.as_str().unwrap_or("").to_owned())));
     assert_eq!(expected["PATH"], "/custom/bin:/usr/bin:/bin");
     assert_eq!(expected["CI"], "false");
-    assert_eq!(block(&runner, step), expected);
+    assert_eq!(block(&runner, &step), expected);
     runner.cleanup();
 }
 
@@ -148,14 +148,14 @@ fn image_container_and_step_win_in_that_order() {
         ("CI", "true"),
         ("GITHUB_ACTIONS", "true"),
     ]);
-    assert_eq!(block(&runner, environ().env("A", "step")), expected);
+    assert_eq!(block(&runner, &environ().env("A", "step")), expected);
     runner.cleanup();
 
     // Without a HOME in the request the image's stands.
     let mut container = request::container(fixture::configured(), &runner);
     container["environmentVariables"] = json!({});
     runner.prepare_with(container);
-    let seen = block(&runner, environ());
+    let seen = block(&runner, &environ());
     assert_eq!((seen["HOME"].as_str(), seen["FROM_IMAGE"].as_str()), ("/image-home", "yes"));
     runner.cleanup();
 }
@@ -169,7 +169,7 @@ fn ci_is_true_unless_the_workflow_says_otherwise() {
         }
         container["environmentVariables"]["GITHUB_ACTIONS"] = json!("forged");
         runner.prepare_with(container);
-        let seen = block(&runner, environ());
+        let seen = block(&runner, &environ());
         assert_eq!((seen["CI"].as_str(), seen["GITHUB_ACTIONS"].as_str()), (expected, "true"));
         runner.cleanup();
     }
@@ -178,7 +178,7 @@ fn ci_is_true_unless_the_workflow_says_otherwise() {
 fn github_path_comes_before_the_containers_path() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::configured());
-    let path = |step: Step| block(&runner, step)["PATH"].clone();
+    let path = |step: Step| block(&runner, &step)["PATH"].clone();
     let image = "/opt/image/bin:/bin";
     assert_eq!(path(environ()), image);
     assert_eq!(
@@ -195,14 +195,14 @@ fn github_path_comes_before_the_containers_path() {
     for (entries, said) in
         [(["/opt/one", "/opt/two"], "one"), (["/opt/two", "/opt/one"], "two"), (["/none", "/opt/two"], "two")]
     {
-        assert_eq!(runner.step(Step::program("tool", &[]).path(&entries)).expect(0).line(), said);
+        assert_eq!(runner.step(&Step::program("tool", &[]).path(&entries)).expect(0).line(), said);
     }
     runner.cleanup();
 
     // An image without PATH has a usable one.
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::bare());
-    assert_eq!(block(&runner, environ().path(&["/x"]))["PATH"], format!("/x:{DEFAULT_PATH}"));
+    assert_eq!(block(&runner, &environ().path(&["/x"]))["PATH"], format!("/x:{DEFAULT_PATH}"));
     runner.cleanup();
 }
 
@@ -215,7 +215,7 @@ fn the_hooks_own_variables_do_not_leak_in() {
     // A workflow's PATH steers nothing of ours.
     runner.set("PATH", "/home/runner/_work/widgets/widgets:/usr/bin:/bin");
     runner.prepare(fixture::alpine());
-    let seen = block(&runner, environ());
+    let seen = block(&runner, &environ());
     assert_eq!(seen.keys().map(String::as_str).collect::<Vec<_>>(), ["CI", "GITHUB_ACTIONS", "HOME", "PATH"]);
     runner.cleanup();
 }
@@ -258,7 +258,7 @@ fn arguments_are_what_their_author_wrote() {
     ];
     for (pieces, words) in rows {
         let pieces = [&["'%s\\0'"], *pieces].concat();
-        let ended = runner.step(Step::program("printf", &pieces)).expect(0);
+        let ended = runner.step(&Step::program("printf", &pieces)).expect(0);
         let seen: Vec<_> =
             ended.stdout.strip_suffix(b"\0").expect("a NUL after each").split(|byte| *byte == 0).collect();
         let words: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
@@ -266,14 +266,14 @@ fn arguments_are_what_their_author_wrote() {
     }
     let script = runner.script("echo \"from the script: $0\"");
     let custom = Step::program("bash", &["-c", "\"set", "-eu;", ".", &format!("{script}\""), ""]);
-    assert_eq!(runner.step(custom).expect(0).line(), "from the script: bash");
+    assert_eq!(runner.step(&custom).expect(0).line(), "from the script: bash");
     runner.cleanup();
 }
 
 fn an_unclosed_quote_is_a_warning_and_not_a_failure() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
-    let ended = runner.step(Step::program("printf", &["%s|", "\"a", "", "it's"])).expect(0);
+    let ended = runner.step(&Step::program("printf", &["%s|", "\"a", "", "it's"])).expect(0);
     let text = ended.text();
     assert!(text.ends_with("\"a|it's|"), "{}", ended.story());
     assert!(text.starts_with("::warning::args.entryPointArgs: "), "{}", ended.story());
@@ -291,7 +291,7 @@ fn a_working_directory_may_have_spaces_and_dots() {
         ("/", "/"),
         ("", "/__w/widgets/widgets"),
     ] {
-        assert_eq!(runner.step(Step::program("pwd", &["-P"]).directory(directory)).expect(0).line(), seen);
+        assert_eq!(runner.step(&Step::program("pwd", &["-P"]).directory(directory)).expect(0).line(), seen);
     }
     runner.cleanup();
 }

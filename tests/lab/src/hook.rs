@@ -150,13 +150,13 @@ impl Runner {
     /// A script step with `sh -e`, to its end.
     #[track_caller]
     pub(crate) fn sh(&self, script: &str) -> Ended {
-        self.step(Step::script(self, "sh", script))
+        self.step(&Step::script(self, "sh", script))
     }
 
     /// A script step to its end.
     #[track_caller]
-    pub(crate) fn step(&self, step: Step) -> Ended {
-        self.begin(&step).end()
+    pub(crate) fn step(&self, step: &Step) -> Ended {
+        self.begin(step).end()
     }
 
     /// A script step under way.

@@ -78,7 +78,7 @@ fn jobs_of_two_runners_do_not_touch_each_other() {
 fn no_host_descriptor_enters_a_guest() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
-    let ended = runner.step(Step::program("busybox", &["ls", "-l", "/proc/self/fd"])).expect(0);
+    let ended = runner.step(&Step::program("busybox", &["ls", "-l", "/proc/self/fd"])).expect(0);
     let text = ended.text();
     let descriptors: Vec<_> = text
         .lines()
@@ -189,7 +189,7 @@ fn the_kernel_is_not_the_guests_to_change() {
             assert_eq!(ended.status, 0, "{path} can be written: {}", ended.story());
         }
     }
-    let capabilities = runner.step(Step::program("grep", &["CapEff", "/proc/self/status"])).expect(0).text();
+    let capabilities = runner.step(&Step::program("grep", &["CapEff", "/proc/self/status"])).expect(0).text();
     let mask = u64::from_str_radix(capabilities.trim().rsplit('\t').next().unwrap_or_default(), 16).expect("a mask");
     // capability.h: SYS_MODULE 16, SYS_RAWIO 17, SYS_PTRACE stays, SYS_ADMIN 21, SYS_BOOT 22, SYS_TIME 25, MKNOD 27, NET_RAW 13.
     for (number, name) in [
@@ -328,7 +328,7 @@ fn an_image_with_hostile_links_harms_nobody() {
         // It boots, and every link led to a place in the container.
         0 => {
             runner
-                .step(Step::program("/bin/sh", &["-c", "'echo in >/__w/_temp/x; cat /__w/_temp/x'"]).directory("/"))
+                .step(&Step::program("/bin/sh", &["-c", "'echo in >/__w/_temp/x; cat /__w/_temp/x'"]).directory("/"))
                 .expect(0);
             runner.cleanup();
         }

@@ -31,7 +31,7 @@ pub(crate) fn tests() -> Vec<Test> {
 fn a_job_runs_in_its_image_and_nothing_is_left() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
-    let step = runner.step(Step::program("cat", &["/etc/os-release"])).expect(0);
+    let step = runner.step(&Step::program("cat", &["/etc/os-release"])).expect(0);
     assert!(step.text().contains("PRETTY_NAME=\"Lab Debian\"\n"), "{}", step.story());
     assert_eq!(step.stderr, b"", "{}", step.story());
     assert_eq!(runner.sh("pwd; id -u").expect(0).text(), "/__w/widgets/widgets\n0\n");
@@ -112,7 +112,7 @@ fn journal_lines_carry_the_names_of_the_job() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
     let job = runner.state()["job"].as_str().expect("a job").to_owned();
-    runner.step(Step::script(&runner, "sh", "exit 3").env("GITHUB_ACTION", "__run_2")).expect(3);
+    runner.step(&Step::script(&runner, "sh", "exit 3").env("GITHUB_ACTION", "__run_2")).expect(3);
     runner.cleanup();
     let lines = || -> Vec<Value> {
         let text =

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::fixture;
 use crate::hook::Runner;
 use crate::host::{leader, run, sh, until};
-use crate::lab::{FOLDER, Test, tests};
+use crate::lab::{Test, tests};
 use crate::request::Step;
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -22,10 +22,22 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-/// The world: 203.0.113.2 with a web server that tells the caller's address. Removed when dropped.
+/// The world: 203.0.113.2, where the host's default route leads, with a web server that tells the caller's address.
+/// Removed when dropped.
 struct World;
 
 const WORLD: &str = "203.0.113.2";
+
+/// Answers with the address it was asked from. Its arguments are the address and the port to listen at.
+const WHO: &str = "import socket, socketserver, sys
+class Who(socketserver.StreamRequestHandler):
+    def handle(self):
+        while self.rfile.readline().strip(): pass
+        self.wfile.write(b'HTTP/1.0 200 OK\\r\\n\\r\\nyou are %s\\n' % self.client_address[0].encode())
+socketserver.TCPServer.allow_reuse_address = True
+socketserver.TCPServer.address_family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET
+socketserver.TCPServer((sys.argv[1], int(sys.argv[2])), Who).serve_forever()
+";
 
 impl World {
     fn new() -> Self {
@@ -35,18 +47,32 @@ impl World {
             ip address add 203.0.113.1/24 dev lab-host; ip link set lab-host up
             ip -n lab-world address add {WORLD}/24 dev lab-world; ip -n lab-world link set lab-world up
             ip -n lab-world link set lo up; ip -n lab-world route add default via 203.0.113.1
-            mkdir -p {FOLDER}/world/cgi-bin
-            printf '#!/bin/sh\\nprintf \"Content-Type: text/plain\\\\r\\\\n\\\\r\\\\nyou are %s\\\\n\" $REMOTE_ADDR\\n' >{FOLDER}/world/cgi-bin/who
-            chmod 755 {FOLDER}/world/cgi-bin/who
-            ip netns exec lab-world busybox httpd -p {WORLD}:8000 -h {FOLDER}/world"
+            ip route add default via {WORLD}"
         ));
-        Self
+        let world = Self;
+        serve(&["ip", "netns", "exec", "lab-world"], WORLD, 8000);
+        until("the world answers", || fetch(&format!("{WORLD}:8000")));
+        world
     }
+}
+
+/// Starts the server; it goes with [`World`].
+fn serve(prefix: &[&str], address: &str, port: u16) {
+    let port = port.to_string();
+    let words = [prefix, &["setsid", "--fork", "python3", "-c", WHO, address, &port]].concat();
+    let script = "exec \"$@\" >/dev/null 2>&1 </dev/null";
+    run([&["sh", "-c", script, "sh"], &words[..]].concat()).expect(0);
+}
+
+/// What the host itself gets from there.
+fn fetch(target: &str) -> Option<String> {
+    let ran = run(["busybox", "wget", "-T", "2", "-q", "-O", "-", &format!("http://{target}/")]);
+    (ran.status == 0).then(|| ran.text())
 }
 
 impl Drop for World {
     fn drop(&mut self) {
-        let script = "for pid in $(ip netns pids lab-world 2>/dev/null); do kill -KILL $pid; done; ip netns del lab-world; ip link del lab-host";
+        let script = "pkill -KILL -f '[c]lass Who'; ip netns del lab-world; ip link del lab-host";
         run(["sh", "-c", script]);
     }
 }
@@ -57,7 +83,7 @@ fn get(address: &str) -> Step {
 
 fn address(runner: &Runner) -> String {
     let text =
-        runner.step(Step::program("busybox", &["ip", "-4", "-o", "address", "show", "dev", "host0"])).expect(0).text();
+        runner.step(&Step::program("busybox", &["ip", "-4", "-o", "address", "show", "dev", "host0"])).expect(0).text();
     let found = text.split_whitespace().skip_while(|word| *word != "inet").nth(1).expect("an address");
     found.split('/').next().expect("before the slash").to_owned()
 }
@@ -65,7 +91,7 @@ fn address(runner: &Runner) -> String {
 #[track_caller]
 fn unreachable(runner: &Runner, target: &str) {
     let began = Instant::now();
-    let ended = runner.step(get(target));
+    let ended = runner.step(&get(target));
     assert!(ended.status != 0 && ended.stdout.is_empty(), "{target}: {}", ended.story());
     assert!(began.elapsed() < Duration::from_secs(3), "{target}: dropped in silence, {:?}", began.elapsed());
 }
@@ -74,7 +100,7 @@ fn a_guest_reaches_the_world_by_the_hosts_address() {
     let world = World::new();
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
-    let ended = runner.step(get(&format!("{WORLD}:8000/cgi-bin/who"))).expect(0);
+    let ended = runner.step(&get(&format!("{WORLD}:8000/"))).expect(0);
     assert!(ended.text().contains("203.0.113.1"), "{}", ended.story());
     runner.cleanup();
     drop(world);
@@ -86,7 +112,7 @@ fn the_world_does_not_reach_a_guest() {
     runner.prepare(fixture::debian());
     let guest = address(&runner);
     runner.sh("mkdir /tmp/site; echo inside >/tmp/site/index.html; busybox httpd -p 8080 -h /tmp/site").expect(0);
-    assert_eq!(runner.step(get("127.0.0.1:8080/")).expect(0).text(), "inside\n");
+    assert_eq!(runner.step(&get("127.0.0.1:8080/")).expect(0).text(), "inside\n");
     let ran = run([
         "ip",
         "netns",
@@ -108,19 +134,14 @@ fn the_world_does_not_reach_a_guest() {
 
 fn a_guest_reaches_no_service_of_the_host() {
     let world = World::new();
-    sh(&format!(
-        "busybox httpd -p 8001 -h {FOLDER}/world & busybox httpd -p 203.0.113.1:8002 -h {FOLDER}/world & wait"
-    ));
+    serve(&[], "0.0.0.0", 8001);
+    serve(&[], "203.0.113.1", 8002);
+    serve(&[], "::", 8003);
     let runner = Runner::new("runner 01");
     let machine = runner.prepare(fixture::debian());
     let gateway = sh(&format!("nsenter -t {} -n ip -4 -o route show default | cut -d' ' -f3", leader(&machine)));
-    let own = sh(&format!("busybox wget -T 5 -q -O - http://{gateway}:8001/cgi-bin/who"));
-    assert!(own.starts_with("you are"), "the service itself does not work: {own}");
-    for target in [
-        format!("{gateway}:8001/cgi-bin/who"),
-        "203.0.113.1:8002/cgi-bin/who".to_owned(),
-        "127.0.0.1:8001/cgi-bin/who".to_owned(),
-    ] {
+    for target in [format!("{gateway}:8001"), "203.0.113.1:8002".to_owned(), "127.0.0.1:8001".to_owned()] {
+        until("the service itself works", || fetch(&target));
         unreachable(&runner, &target);
     }
     // By the link's own IPv6 address, which every interface has.
@@ -129,7 +150,8 @@ fn a_guest_reaches_no_service_of_the_host() {
         let device = machine.replace("runner-", "rg");
         let host = sh(&format!("ip -6 -o address show dev {device} | grep -o 'fe80[^/]*' || true"));
         if !host.is_empty() {
-            unreachable(&runner, &format!("[{host}%host0]:8001/cgi-bin/who"));
+            let ended = runner.step(&get(&format!("[{host}%host0]:8003/")));
+            assert!(ended.status != 0 && ended.stdout.is_empty(), "{}", ended.story());
         }
     }
     // Abstract sockets belong to the network namespace.
@@ -143,7 +165,6 @@ fn a_guest_reaches_no_service_of_the_host() {
         None
     );
     runner.cleanup();
-    sh("for pid in $(pidof busybox); do kill $pid || true; done");
     drop(world);
 }
 
@@ -154,13 +175,14 @@ fn a_guest_reaches_no_other_guest() {
     let (first, second) = (address(&one), address(&two));
     assert_ne!(first, second);
     one.sh("mkdir /tmp/site; echo inside >/tmp/site/index.html; busybox httpd -p 8080 -h /tmp/site").expect(0);
-    assert_eq!(one.step(get(&format!("{first}:8080/"))).expect(0).text(), "inside\n");
+    assert_eq!(one.step(&get(&format!("{first}:8080/"))).expect(0).text(), "inside\n");
     unreachable(&two, &format!("{first}:8080/"));
     one.cleanup();
     two.cleanup();
 }
 
 fn private_and_metadata_addresses_are_refused_at_once() {
+    let world = World::new();
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
     for target in [
@@ -174,12 +196,13 @@ fn private_and_metadata_addresses_are_refused_at_once() {
         unreachable(&runner, target);
     }
     runner.cleanup();
+    drop(world);
 }
 
 fn the_guest_cannot_change_its_network() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
-    let before = runner.sh("busybox ip address; busybox ip route").expect(0).text();
+    let before = runner.sh("busybox ip -4 address; busybox ip link; busybox ip route").expect(0).text();
     for command in [
         "ip link set host0 down",
         "ip link set host0 address 02:00:00:00:00:01",
@@ -196,7 +219,7 @@ fn the_guest_cannot_change_its_network() {
         let ended = runner.sh(&format!("busybox {command}"));
         assert!(ended.status != 0, "{command} worked: {}", ended.story());
     }
-    assert_eq!(runner.sh("busybox ip address; busybox ip route").expect(0).text(), before);
+    assert_eq!(runner.sh("busybox ip -4 address; busybox ip link; busybox ip route").expect(0).text(), before);
     runner.cleanup();
 }
 

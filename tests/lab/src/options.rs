@@ -39,7 +39,7 @@ fn user_of_the_options_and_of_the_image() {
     ] {
         let runner = Runner::new("runner 01");
         runner.prepare_with(options(image, &runner, text));
-        let seen = runner.step(Step::program("busybox", &["grep", "-E", "'^[UG]id:'", "/proc/self/status"])).expect(0);
+        let seen = runner.step(&Step::program("busybox", &["grep", "-E", "'^[UG]id:'", "/proc/self/status"])).expect(0);
         let ids: Vec<_> =
             seen.text().lines().map(|line| line.split('\t').nth(1).unwrap_or_default().to_owned()).collect();
         assert_eq!(ids.join(":"), expected, "{image} {text}");
@@ -61,8 +61,8 @@ fn host_name_and_working_directory() {
     let runner = Runner::new("runner 01");
     runner.prepare_with(options(fixture::debian(), &runner, "--hostname builder --workdir /opt"));
     assert_eq!(runner.sh("cat /proc/sys/kernel/hostname /etc/hostname").expect(0).text(), "builder\nbuilder\n");
-    assert_eq!(runner.step(Step::program("pwd", &[]).directory("")).expect(0).line(), "/opt");
-    assert_eq!(runner.step(Step::program("pwd", &[])).expect(0).line(), "/__w/widgets/widgets");
+    assert_eq!(runner.step(&Step::program("pwd", &[]).directory("")).expect(0).line(), "/opt");
+    assert_eq!(runner.step(&Step::program("pwd", &[])).expect(0).line(), "/__w/widgets/widgets");
     runner.cleanup();
 
     let machine = runner.prepare(fixture::debian());
@@ -74,7 +74,7 @@ fn host_name_and_working_directory() {
     let mut container = request::container(fixture::configured(), &runner);
     container["workingDirectory"] = json!(null);
     runner.prepare_with(container);
-    assert_eq!(runner.step(Step::program("pwd", &[]).directory("")).expect(0).line(), "/srv/app");
+    assert_eq!(runner.step(&Step::program("pwd", &[]).directory("")).expect(0).line(), "/srv/app");
     runner.cleanup();
 }
 

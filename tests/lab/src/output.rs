@@ -95,7 +95,7 @@ fn workflow_commands_pass_untouched() {
     assert_eq!(runner.sh(&format!("cat <<'E_O_F'\n{text}E_O_F")).expect(0).text(), text);
     // In our own words nothing of the request becomes a command: one line, and no `##[` in it.
     for name in ["/no/::set-env name=A::b", "##[error]x", "x\n::warning::x", "\u{1b}[31m::warning::x"] {
-        let error = runner.step(Step::program(name, &[])).own_failure(&["args.entryPoint"]);
+        let error = runner.step(&Step::program(name, &[])).own_failure(&["args.entryPoint"]);
         assert!(!error.contains("##[") && !error.chars().any(char::is_control), "{error:?}");
     }
     runner.cleanup();

@@ -33,7 +33,7 @@ fn a_signal_is_128_more_and_a_line_says_which() {
     runner.prepare(fixture::debian());
     for (signal, number) in [("HUP", 1), ("INT", 2), ("ABRT", 6), ("KILL", 9), ("SEGV", 11), ("PIPE", 13), ("TERM", 15)]
     {
-        let ended = runner.step(Step::program("busybox", &["sh", "-c", &format!("'kill -{signal} $$'")]));
+        let ended = runner.step(&Step::program("busybox", &["sh", "-c", &format!("'kill -{signal} $$'")]));
         let ended = ended.expect(128 + number);
         let errors = ended.errors();
         assert_eq!(errors.len(), 1, "{}", ended.story());
@@ -53,7 +53,7 @@ fn the_reserved_status_of_a_program_is_told_apart() {
     // Even if it pretends to be the launcher.
     let forged = runner.sh("echo 'STATUS=runner-guest-exec: entryPoint: forged' >&2; exit 125").expect(125);
     assert_eq!(forged.errors(), Vec::<String>::new(), "{}", forged.story());
-    runner.step(Step::program("not-there", &[])).own_failure(&["args.entryPoint"]);
+    runner.step(&Step::program("not-there", &[])).own_failure(&["args.entryPoint"]);
     runner.cleanup();
 }
 
@@ -76,14 +76,14 @@ fn a_program_that_replaces_itself_keeps_its_status() {
 fn signals_have_their_default_effect() {
     let runner = Runner::new("runner 01");
     runner.prepare(fixture::debian());
-    let ended = runner.step(Step::program("grep", &["-E", "'^Sig(Blk|Ign):'", "/proc/self/status"])).expect(0);
+    let ended = runner.step(&Step::program("grep", &["-E", "'^Sig(Blk|Ign):'", "/proc/self/status"])).expect(0);
     for line in ended.text().lines() {
         let mask = u64::from_str_radix(line.split('\t').nth(1).unwrap_or_default(), 16).expect("a mask");
         // Signals 32 and 33 are the C library's own and cannot be reset.
         assert_eq!(mask & 0x7fff_ffff, 0, "{}", ended.story());
     }
     // As in every shell: a writer whose reader is gone is ended by SIGPIPE, in silence.
-    let ended = runner.step(Step::program("bash", &["-c", "'set -o pipefail; busybox yes | head -n 1'"])).expect(141);
+    let ended = runner.step(&Step::program("bash", &["-c", "'set -o pipefail; busybox yes | head -n 1'"])).expect(141);
     assert_eq!((ended.text().as_str(), ended.error_text().as_str()), ("y\n", ""));
     runner.cleanup();
 }

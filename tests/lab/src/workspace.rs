@@ -127,7 +127,7 @@ fn a_user_of_the_image_can_write_where_the_runner_can() {
     runner.prepare(fixture::node());
     let script = "id -u; echo A=1 >>\"$GITHUB_ENV\"; echo x >\"$HOME/.npmrc\"; mkdir node_modules; echo y >node_modules/z; echo t >/__w/_temp/t";
     let step = Step::script(&runner, "sh", script).env("GITHUB_ENV", "/__w/_temp/_runner_file_commands/set_env_7");
-    assert_eq!(runner.step(step).expect(0).text(), "1000\n");
+    assert_eq!(runner.step(&step).expect(0).text(), "1000\n");
     assert_eq!(sh(&format!("cat {TEMP}/_runner_file_commands/set_env_7")), "A=1");
     assert_eq!(owner(&format!("{}/node_modules/z", runner.workspace())), runner_ids(), "at once, like root's");
     runner.cleanup();
@@ -192,7 +192,7 @@ fn externals_cannot_be_changed() {
         assert!(ended.status != 0, "{script}: {}", ended.story());
         assert!(ended.error_text().contains("Read-only file system"), "{script}: {}", ended.story());
     }
-    assert_eq!(runner.step(Step::program("/__e/program", &[])).expect(0).line(), "original");
+    assert_eq!(runner.step(&Step::program("/__e/program", &[])).expect(0).line(), "original");
     runner.cleanup();
     assert!(!exists("/home/runner/externals/new"));
     sh("rm /home/runner/externals/program");

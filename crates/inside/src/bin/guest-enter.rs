@@ -19,7 +19,10 @@ use nix::unistd::{ForkResult, fork};
 use runner_inside::enter::{CONTAINER_ROOT, MAX_MOUNTS, MAX_REQUEST, Request};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsmount, fsopen,
+    move_mount, open_tree,
+};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -52,16 +55,15 @@ fn enter(socket: BorrowedFd<'_>) -> Result<(), String> {
     }
     let leader = descriptors.remove(0);
 
-    rustix::thread::move_into_thread_name_spaces(
-        leader.as_fd(),
-        ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::PROCESS_ID,
-    )
-    .map_err(|error| format!("cannot join the guest's namespaces: {error}"))?;
+    let proc = own_proc().map_err(|error| format!("cannot mount a proc of our own: {error}"))?;
+    join(leader.as_fd(), ThreadNameSpaceType::USER)?;
     // From here on this process is the guest's root and nothing more: what it creates belongs to the guest.
     rustix::thread::set_thread_groups(&[])
         .and_then(|()| rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT))
         .and_then(|()| rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT))
         .map_err(|error| format!("cannot become the guest's root: {error}"))?;
+    forbid_user_namespaces(&proc).map_err(|error| format!("cannot forbid user namespaces in the guest: {error}"))?;
+    join(leader.as_fd(), ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::PROCESS_ID)?;
     rustix::process::chdir("/").map_err(|error| format!("cannot enter the guest's root directory: {error}"))?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
 
@@ -70,6 +72,27 @@ fn enter(socket: BorrowedFd<'_>) -> Result<(), String> {
     }
     drop(descriptors);
     connect_bus(socket)
+}
+
+/// A proc file system attached nowhere: where this host mounts its own read-only, as containers do, settings could not
+/// be written.
+fn own_proc() -> rustix::io::Result<OwnedFd> {
+    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NOSUID)
+}
+
+/// A user namespace below the guest's would hand back every right the guest does not have. Which setting this is, is
+/// decided by the user namespace of the process that opens it (namespaces(7)); the guest itself cannot write it.
+fn forbid_user_namespaces(proc: &OwnedFd) -> rustix::io::Result<()> {
+    let setting =
+        rustix::fs::openat(proc, "sys/user/max_user_namespaces", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&setting, b"0").map(drop)
+}
+
+fn join(leader: BorrowedFd<'_>, namespaces: ThreadNameSpaceType) -> Result<(), String> {
+    rustix::thread::move_into_thread_name_spaces(leader, namespaces)
+        .map_err(|error| format!("cannot join the guest's namespaces: {error}"))
 }
 
 fn receive(socket: BorrowedFd<'_>) -> Result<(Request, Vec<OwnedFd>), String> {
