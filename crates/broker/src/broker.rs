@@ -47,6 +47,11 @@ impl Broker {
             jobs: folders.state.join("jobs"),
         };
         let leases = Leases::new(settings.uid_range.base, settings.uid_range.count);
+        anyhow::ensure!(
+            !leases.contains(owner.uid) && !leases.contains(owner.gid),
+            "RUNNER_UID_RANGE: the ids of user '{}' lie in it, so guests could be that user; choose another range",
+            settings.user
+        );
         let engine = Engine::new(places, leases).await?;
         let store = Store::open(&folders.state.join("images")).context("the image store cannot be opened")?;
         let store = Arc::new(store);
@@ -66,7 +71,10 @@ impl Broker {
         }
         if !reaped.is_empty() {
             let leases = self.engine.leases().clone();
-            restore_owner(&self.settings.work, self.owner, move |id| leases.contains(id)).await;
+            for folder in self.written() {
+                let leases = leases.clone();
+                restore_owner(folder, self.owner, move |id| leases.contains(id)).await;
+            }
         }
         Ok(())
     }
@@ -77,7 +85,9 @@ impl Broker {
         let ids = self.jobs.disk_ids(job);
         let receipt = self.engine.destroy(job).await;
         if let Some(ids) = ids {
-            bring_home(&self.settings.work, self.owner, &ids).await;
+            for folder in self.written() {
+                bring_home(folder, self.owner, &ids).await;
+            }
         }
         if receipt.left.is_empty() {
             self.jobs.remove(job);
@@ -87,6 +97,15 @@ impl Broker {
             tracing::error!(job_id = %job, "left of job {job}: {}", receipt.left.join("; "));
         }
         receipt.left
+    }
+
+    /// Folders of the host that containers may write to.
+    fn written(&self) -> impl Iterator<Item = &Path> {
+        let settings = &self.settings;
+        let tools = (!settings.tool_cache.starts_with(&settings.work)).then_some(settings.tool_cache.as_path());
+        let volumes =
+            settings.volumes_allow.iter().filter(|volume| !volume.read_only).map(|volume| volume.path.as_path());
+        std::iter::once(settings.work.as_path()).chain(tools).chain(volumes)
     }
 
     /// Waits until the host's systemd is lost. Nothing can be made or removed then, and only a new start helps.
@@ -124,8 +143,13 @@ async fn restore_owner(folder: &Path, owner: Owner, foreign: impl Fn(u32) -> boo
     let shown = folder.display();
     let path = folder.to_owned();
     match tokio::task::spawn_blocking(move || restore(&path, owner, &foreign)).await {
-        Ok(Ok(Restored { seen, changed })) => {
+        Ok(Ok(Restored { seen, changed, skipped: 0 })) => {
             tracing::debug!(seen, changed, "gave the job's files in {shown} to their owner");
+        }
+        Ok(Ok(Restored { skipped, .. })) => {
+            tracing::error!(
+                "{skipped} folders in {shown} are nested too deeply; files there may still belong to a job"
+            );
         }
         // A file, or nothing: there is nothing below it.
         Ok(Err(error)) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}

@@ -96,9 +96,15 @@ impl Jobs {
         }
     }
 
-    /// The job is there.
-    pub fn ready(&self, job: Arc<Job>) {
-        self.lock().insert(job.id.clone(), Entry::Ready(job));
+    /// The job is there. `false` if somebody removed it meanwhile: then it must be destroyed.
+    pub fn ready(&self, job: Arc<Job>) -> bool {
+        match self.lock().get_mut(&job.id) {
+            Some(entry @ Entry::Reserved(_)) => {
+                *entry = Entry::Ready(job);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The job is gone.

@@ -70,7 +70,10 @@ impl Broker {
                 });
                 let machine = job.container.guest.id().machine();
                 tracing::info!(job_id = %id, machine, image = %job.container.image, "prepared job {id} in {machine}");
-                self.jobs.ready(Arc::new(job));
+                if !self.jobs.ready(Arc::new(job)) {
+                    self.destroy(&id).await;
+                    bail!("another call of this runner removed the job while it was being prepared");
+                }
                 Ok(success(response.to_json()))
             }
             Err(error) => {

@@ -31,6 +31,7 @@ pub struct Calls(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
+    abandoned: bool,
     last: u32,
     under_way: HashMap<u32, Call>,
 }
@@ -48,7 +49,9 @@ impl Calls {
 
     /// The peer is gone: everything it asked for stops at once.
     pub fn abandon(&self) {
-        for call in self.lock().under_way.values() {
+        let mut state = self.lock();
+        state.abandoned = true;
+        for call in state.under_way.values() {
             call.canceller.now();
         }
     }
@@ -65,6 +68,9 @@ impl Session {
         let mut calls = self.calls.lock();
         if calls.under_way.len() >= CALLS {
             return Err(fdo::Error::LimitsExceeded("too many calls on one connection".into()));
+        }
+        if calls.abandoned {
+            return Err(failed("the caller is gone"));
         }
         calls.last += 1;
         let number = calls.last;

@@ -1,8 +1,9 @@
 //! Booting guests, destroying jobs, and reaping what earlier lives of this process left behind.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use crate::idmap;
 use crate::leases::{IdRange, Leases};
 use crate::network;
 use crate::overlay;
+use crate::removal::remove_tree;
 use crate::root::Root;
 use crate::source::{Owner, Source, open_below};
 use crate::systemd::{Systemd, UnitError, to_dbus};
@@ -134,6 +136,8 @@ impl Engine {
         for folder in [&places.run, &places.jobs] {
             fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
+        // Set-user-id files of guests' users lie in there.
+        fs::set_permissions(&places.jobs, Permissions::from_mode(0o700))?;
         tree::write(&places.tree).with_context(|| format!("cannot write {}", places.tree.display()))?;
         network::guard()?;
         Ok(Self { systemd, machined, places, leases })
@@ -467,11 +471,7 @@ fn remove_files(run: &Path, data: &Path, job: &str) -> (usize, Vec<String>) {
 }
 
 fn remove(folder: &Path, left: &mut Vec<String>) {
-    // Opens each folder without following links, so names a guest made lead nowhere else.
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            left.push(format!("{}: {error}", folder.display()));
-        }
-        _ => {}
+    if let Err(error) = remove_tree(folder) {
+        left.push(format!("{}: {error}", folder.display()));
     }
 }

@@ -19,6 +19,7 @@
 //! | `engine` | booting, destroying, reaping |
 //! | `leases` | which ids are in use |
 //! | `ownership` | who owns the workspace after a job |
+//! | `removal` | how a tree that a guest made is removed |
 
 mod engine;
 mod enter;
@@ -28,6 +29,7 @@ mod leases;
 mod network;
 mod overlay;
 mod ownership;
+mod removal;
 mod root;
 mod source;
 mod step;

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Uid, chownat, openat, statat};
+use rustix::io::Errno;
 
 use crate::source::Owner;
 
@@ -18,6 +19,8 @@ pub struct Restored {
     pub seen: u64,
     /// Entries that belong to the runner now and did not before.
     pub changed: u64,
+    /// Folders that were not entered, because they are nested too deeply.
+    pub skipped: u64,
 }
 
 /// Gives every entry below `folder` whose user or group is one of `foreign` to `owner`. Links are not followed and other
@@ -29,7 +32,9 @@ pub fn restore(folder: &Path, owner: Owner, foreign: &dyn Fn(u32) -> bool) -> io
     let device = rustix::fs::fstat(&top)?.st_dev;
     let mut restored = Restored::default();
     let mut open = vec![Dir::new(top)?];
-    while let Some(folder) = open.last_mut() {
+    loop {
+        let depth = open.len();
+        let Some(folder) = open.last_mut() else { break };
         let Some(entry) = folder.next() else {
             open.pop();
             continue;
@@ -40,7 +45,11 @@ pub fn restore(folder: &Path, owner: Owner, foreign: &dyn Fn(u32) -> bool) -> io
             continue;
         }
         let here = folder.fd()?;
-        let status = statat(here, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let status = match statat(here, name, AtFlags::SYMLINK_NOFOLLOW) {
+            // The runner removed it meanwhile.
+            Err(Errno::NOENT) => continue,
+            outcome => outcome?,
+        };
         restored.seen += 1;
         if foreign(status.st_uid) || foreign(status.st_gid) {
             let uid = foreign(status.st_uid).then_some(Uid::from_raw(owner.uid));
@@ -49,11 +58,14 @@ pub fn restore(folder: &Path, owner: Owner, foreign: &dyn Fn(u32) -> bool) -> io
             restored.changed += 1;
         }
         if FileType::from_raw_mode(status.st_mode) == FileType::Directory && status.st_dev == device {
-            let below = descend(here, name)?;
-            if open.len() >= MAX_DEPTH {
-                return Err(io::Error::other("folders are nested too deeply"));
+            if depth >= MAX_DEPTH {
+                restored.skipped += 1;
+                continue;
             }
-            open.push(Dir::new(below)?);
+            match descend(here, name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                outcome => open.push(Dir::new(outcome?)?),
+            }
         }
     }
     Ok(restored)
@@ -90,7 +102,7 @@ mod tests {
         let foreign = |id| (700_000..765_536).contains(&id);
         let restored = restore(&place, Owner { uid: 12, gid: 34 }, &foreign).unwrap();
 
-        assert_eq!(restored, Restored { seen: 5, changed: 4 });
+        assert_eq!(restored, Restored { seen: 5, changed: 4, skipped: 0 });
         let owner = |path: &str| {
             let status = fs::symlink_metadata(place.join(path)).unwrap();
             (status.uid(), status.gid())

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use runner_model::{exit, message};
 use runner_wire::{CallError, Finished, HOOK_VARIABLES, connect};
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,6 +16,9 @@ use crate::response_file;
 
 /// More than the broker takes, so that it and not we say that a request is too large.
 const MAX_REQUEST: u64 = 33 * 1024 * 1024;
+
+/// How long a cancelled call may take: the official runner sends SIGTERM 7.5 s after SIGINT, and nobody should need it.
+const CONFIRMED: Duration = Duration::from_millis(6_900);
 
 /// The call's surroundings: read once, passed down.
 #[derive(Debug)]
@@ -56,8 +60,17 @@ async fn relay(surroundings: &Surroundings, after_output: &mut bool) -> anyhow::
     let mut request = Vec::new();
     io::stdin().lock().take(MAX_REQUEST).read_to_end(&mut request).context("cannot read the request")?;
 
-    let broker = connect(&surroundings.socket).await?;
-    let begun = broker.hook(&request, surroundings.environment.clone()).await.map_err(CallError::from)?;
+    let beginning = async {
+        let broker = connect(&surroundings.socket).await?;
+        let begun = broker.hook(&request, surroundings.environment.clone()).await?;
+        Ok::<_, CallError>((broker, begun))
+    };
+    // Until the call has begun, hanging up is all it takes to cancel it.
+    let (broker, begun) = tokio::select! {
+        begun = beginning => begun?,
+        _ = interrupt.recv() => bail!("cancelled before the broker had begun"),
+        _ = terminate.recv() => bail!("cancelled before the broker had begun"),
+    };
     drop(request);
 
     *after_output = true;
@@ -65,12 +78,24 @@ async fn relay(surroundings: &Surroundings, after_output: &mut bool) -> anyhow::
     let stderr = Mover::start(begun.stderr.into(), io::stderr().as_fd().try_clone_to_owned()?)?;
     let finish = broker.finish(begun.call);
     tokio::pin!(finish);
+    let given_up = tokio::time::sleep(Duration::MAX / 2);
+    tokio::pin!(given_up);
+    let mut cancelled = false;
     let finished = loop {
         tokio::select! {
             finished = &mut finish => break finished.map_err(CallError::from),
-            _ = interrupt.recv() => broker.cancel(begun.call).await.map_err(CallError::from)?,
-            _ = terminate.recv() => broker.cancel(begun.call).await.map_err(CallError::from)?,
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            // Hanging up kills the step; a broker that works has done so long ago.
+            () = &mut given_up, if cancelled => bail!("cancelled, and the broker did not confirm it in time"),
         }
+        if !cancelled {
+            cancelled = true;
+            given_up.as_mut().reset(tokio::time::Instant::now() + CONFIRMED);
+        }
+        // Not waited for: the broker's answer to it says nothing.
+        let cancelling = broker.clone();
+        tokio::spawn(async move { cancelling.cancel(begun.call).await });
     };
     let (written, errors) = tokio::task::spawn_blocking(move || (stdout.drain(), stderr.drain())).await?;
     let written = written.context("cannot write to standard output")?;

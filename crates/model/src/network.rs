@@ -21,9 +21,9 @@ const RANGE: &str = "198.18.0.0/16";
 pub const TABLE: &str = "runner_guests";
 
 /// Where no guest gets to: this network, private ranges, carriers' networks, loopback, link-local (and with it the
-/// clouds' metadata services), protocol assignments, benchmarks (and with it other guests' links), multicast and above.
+/// clouds' metadata services), Azure's platform address, protocol assignments, benchmarks (and with it other guests' links), multicast and above.
 const FORBIDDEN: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
-    192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
+    168.63.129.16/32, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
 
 /// The link of one guest.
 #[derive(Debug, Clone, PartialEq, Eq)]

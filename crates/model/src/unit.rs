@@ -120,7 +120,7 @@ pub fn guest_properties(unit: &GuestUnit) -> Vec<Property> {
         ("Description", Value::Text(description.clone())),
         ("Slice", Value::Text(id.job().slice())),
         ("Type", Value::Text("notify".into())),
-        ("NotifyAccess", Value::Text("all".into())),
+        ("NotifyAccess", Value::Text("main".into())),
         ("ExecStart", Value::Commands(vec![("/usr/bin/systemd-nspawn".into(), nspawn_arguments(unit), false)])),
         ("ExecStopPost", Value::Commands(vec![(sweep.clone(), vec!["guest-sweep".into(), id.machine()], true)])),
         // nspawn 252 looks for the guest's systemd before it mounts /usr, finds none and would give it cgroup v1.
