@@ -146,7 +146,7 @@ fn kill_guest(guest: &Guest) {
 /// Nothing is known about the program. It must not go on unwatched, and nothing in this guest can be trusted to end it.
 fn gone(guest: &Guest, reason: &str) -> anyhow::Error {
     kill_guest(guest);
-    anyhow!("the step's outcome is not known: {reason}; the job's container was stopped, so later steps will fail too")
+    anyhow!("how the step ended is not known: {reason}; the job's container was stopped, so later steps will fail too")
 }
 
 /// From a program's end to the hook's exit status. Never 0 but for a program that exited with 0.
