@@ -169,8 +169,8 @@ fn a_broker_killed_between_steps_is_named() {
 }
 
 fn a_killed_guest_is_a_clear_error() {
-    mid_step(|machine, _| kill(leader(machine), Signal::KILL), &["how the step ended is not known"]);
-    mid_step(|machine, _| drop(run(["machinectl", "terminate", machine])), &["how the step ended is not known"]);
+    mid_step(|machine, _| kill(leader(machine), Signal::KILL), &["is not known"]);
+    mid_step(|machine, _| drop(run(["machinectl", "terminate", machine])), &["is not known"]);
     let whole = |machine: &str| format!("{}.service", machine.replace("runner-", "runner-guest-"));
     mid_step(|machine, _| drop(run(["systemctl", "kill", "--signal=KILL", &whole(machine)])), &["is not known"]);
 }

@@ -23,6 +23,10 @@ pub(crate) fn tests() -> Vec<Test> {
         the_broker_gives_operators_calls_to_root_only,
         a_guests_console_cannot_forge_the_hosts_journal,
         an_image_with_hostile_links_harms_nobody,
+        no_user_namespace_gives_rights_back,
+        set_group_id_bits_are_kept_in_the_container,
+        folders_nested_without_end_are_removed,
+        flushed_rules_open_nothing_for_the_next_guest,
     ]
 }
 
@@ -337,4 +341,50 @@ fn an_image_with_hostile_links_harms_nobody() {
     assert_eq!(sh("cat /etc/lab-victim; ls -A /var/tmp/lab-outside"), "untouched");
     assert!(!exists("/var/tmp/lab-outside/_temp"));
     sh(&format!("rm -rf {folder} /etc/lab-victim /var/tmp/lab-outside; runnerctl image rm lab/hostile:latest"));
+}
+
+fn no_user_namespace_gives_rights_back() {
+    let runner = Runner::new("runner 01");
+    let machine = runner.prepare(fixture::debian());
+    // Beside PID 1, where no chroot is in the way: what a guest's root reaches that leaves its container's root.
+    let tried =
+        run(["systemd-run", "--quiet", "-M", &machine, "--pipe", "--wait", "unshare", "--map-root-user", "true"]);
+    assert_ne!(tried.status, 0, "{}", tried.text());
+    let limit =
+        ["systemd-run", "--quiet", "-M", &machine, "--pipe", "--wait", "cat", "/proc/sys/user/max_user_namespaces"];
+    assert_eq!(run(limit).expect(0).text().trim(), "0");
+    let raised = runner.sh("echo 100 > /proc/sys/user/max_user_namespaces");
+    assert_ne!(raised.status, 0, "{}", raised.story());
+    runner.cleanup();
+}
+
+fn set_group_id_bits_are_kept_in_the_container() {
+    let runner = Runner::new("runner 01");
+    runner.prepare(fixture::debian());
+    let ended = runner
+        .sh("mkdir /shared; chmod 2775 /shared; stat -c %a /shared; : >/tool; chmod 6755 /tool; stat -c %a /tool")
+        .expect(0);
+    assert_eq!(ended.text(), "2775\n6755\n");
+    runner.cleanup();
+}
+
+fn folders_nested_without_end_are_removed() {
+    let runner = Runner::new("runner 01");
+    let machine = runner.prepare(fixture::debian());
+    let before = host::started_broker();
+    // A hundred levels around what is there, three hundred times: no path is ever long.
+    let nest = "mkdir /d; levels=$(printf 'a/%.0s' $(seq 100)); cd /; \
+        for round in $(seq 300); do mkdir -p $levels; mv d ${levels}d; mv a d; done";
+    runner.sh(nest).expect(0);
+    runner.cleanup();
+    assert_eq!(host::broker(), Some(before), "the broker ended over {machine}'s folders");
+}
+
+fn flushed_rules_open_nothing_for_the_next_guest() {
+    let runner = Runner::new("runner 01");
+    run(["nft", "flush", "ruleset"]).expect(0);
+    runner.prepare(fixture::debian());
+    let rules = run(["nft", "list", "table", "inet", "runner_guests"]).expect(0);
+    assert!(rules.text().contains("chain from_guest"), "{}", rules.text());
+    runner.cleanup();
 }

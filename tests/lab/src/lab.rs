@@ -61,7 +61,9 @@ pub(crate) fn run_inside() -> Result<u8> {
         command.args(["lab", verb, "--suite", &suite]);
         command
     };
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the package has a parent folder")?.to_owned();
+    // `cargo run` says where the package is now; the compiled-in path is where it was.
+    let package = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let tests = Path::new(&package).parent().context("the package has a parent folder")?.to_owned();
     let program = env::current_exe().context("find this program")?;
     let copies: [(PathBuf, &str); 3] =
         [(program, "program"), (tests.join("protocol"), "protocol"), (tests.join("workflows"), "workflows")];
