@@ -41,12 +41,13 @@ pub enum UnitError {
     },
 }
 
-/// How many results that nobody asked for are kept. Far more than unit jobs can end between a reply and its reading.
+/// How many results are kept for those who ask late. Far more than unit jobs can end between a reply and its reading.
 const KEPT_RESULTS: usize = 256;
 
 #[derive(Debug, Default)]
 struct Jobs {
-    waiting: HashMap<OwnedObjectPath, oneshot::Sender<String>>,
+    /// Several may wait for one: stopping a unit twice is one unit job.
+    waiting: HashMap<OwnedObjectPath, Vec<oneshot::Sender<String>>>,
     ended: VecDeque<(OwnedObjectPath, String)>,
     closed: bool,
 }
@@ -133,26 +134,23 @@ impl Systemd {
 
 impl Jobs {
     fn ended(&mut self, path: OwnedObjectPath, result: String) {
-        match self.waiting.remove(&path) {
+        for waiter in self.waiting.remove(&path).into_iter().flatten() {
             // The waiter may have gone away; then nobody wants the result.
-            Some(waiter) => drop(waiter.send(result)),
-            None => {
-                if self.ended.len() == KEPT_RESULTS {
-                    self.ended.pop_front();
-                }
-                self.ended.push_back((path, result));
-            }
+            drop(waiter.send(result.clone()));
         }
+        if self.ended.len() == KEPT_RESULTS {
+            self.ended.pop_front();
+        }
+        self.ended.push_back((path, result));
     }
 
     fn wait_for(&mut self, path: OwnedObjectPath) -> oneshot::Receiver<String> {
         let (sender, receiver) = oneshot::channel();
-        if let Some(index) = self.ended.iter().position(|(ended, _)| *ended == path) {
-            if let Some((_, result)) = self.ended.remove(index) {
-                drop(sender.send(result));
-            }
+        // Kept for others who may ask for the same; systemd does not use a unit job's path twice.
+        if let Some((_, result)) = self.ended.iter().find(|(ended, _)| *ended == path) {
+            drop(sender.send(result.clone()));
         } else if !self.closed {
-            self.waiting.insert(path, sender);
+            self.waiting.entry(path).or_default().push(sender);
         }
         receiver
     }
@@ -223,7 +221,15 @@ mod tests {
         let mut jobs = Jobs::default();
         jobs.ended(path(1), "done".into());
         assert_eq!(jobs.wait_for(path(1)).try_recv(), Ok("done".into()));
-        assert!(jobs.ended.is_empty());
+        assert_eq!(jobs.wait_for(path(1)).try_recv(), Ok("done".into()), "the second to ask");
+    }
+
+    #[test]
+    fn two_may_wait_for_one_job() {
+        let mut jobs = Jobs::default();
+        let (mut first, mut second) = (jobs.wait_for(path(1)), jobs.wait_for(path(1)));
+        jobs.ended(path(1), "done".into());
+        assert_eq!((first.try_recv(), second.try_recv()), (Ok("done".into()), Ok("done".into())));
     }
 
     #[test]
