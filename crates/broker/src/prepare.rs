@@ -131,16 +131,7 @@ impl Broker {
         let guest_id = id.guest(0).context("a job has a first guest")?;
         let (ids, job_ids) = (self.engine.lease()?, self.engine.lease()?);
         let layers: Vec<PathBuf> = lease.layers().to_vec();
-        let engine = self.engine.clone();
-        let (root, facts) = tokio::task::spawn_blocking({
-            let (guest_id, ids) = (guest_id.clone(), Arc::clone(&ids));
-            move || {
-                let root = engine.assemble(&guest_id, &ids, &layers)?;
-                let facts = root.facts();
-                anyhow::Ok((root, facts))
-            }
-        })
-        .await??;
+        let (root, facts) = self.engine.assemble(&guest_id, &ids, layers).await?;
 
         let asked = options.user.as_deref().unwrap_or(&lease.config().user);
         let user = passwd::resolve(asked, &facts.passwd, &facts.group).context(match options.user {

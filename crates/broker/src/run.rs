@@ -93,16 +93,7 @@ impl Broker {
             Some(lease) => lease.layers().to_vec(),
             None => vec![self.engine.places().tree.clone()],
         };
-        let engine = self.engine.clone();
-        let (root, facts) = tokio::task::spawn_blocking({
-            let (guest_id, ids) = (guest_id.clone(), Arc::clone(&ids));
-            move || {
-                let root = engine.assemble(&guest_id, &ids, &layers)?;
-                let facts = root.facts();
-                anyhow::Ok((root, facts))
-            }
-        })
-        .await??;
+        let (root, facts) = self.engine.assemble(&guest_id, &ids, layers).await?;
         let config = lease.as_ref().map(Lease::config);
         let asked = match (request.user.as_str(), config) {
             ("", Some(config)) => config.user.as_str(),

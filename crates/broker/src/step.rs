@@ -58,7 +58,7 @@ impl Broker {
         let directory = directory.unwrap_or(&container.directory);
         let program = program(&container.user, directory, &environment, arguments, Stdin::Null);
 
-        let description = format!("{} in {}", request.entry_point, caller.labels.describe());
+        let description = format!("Step of {}", caller.labels.describe());
         tracing::debug!(job_id = %job.id, "step starts: {}", request.entry_point);
         let outcome = self.run_program(&container.guest, &description, &program, output, &mut cancellation).await?;
         let finished = verdict(outcome, "args.")?;

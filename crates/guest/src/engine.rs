@@ -25,7 +25,7 @@ use crate::leases::{IdRange, Leases};
 use crate::network;
 use crate::overlay;
 use crate::removal::remove_tree;
-use crate::root::Root;
+use crate::root::{ImageFacts, Root};
 use crate::source::{Owner, Source, open_below};
 use crate::systemd::{Systemd, UnitError, to_dbus};
 use crate::tree;
@@ -163,14 +163,25 @@ impl Engine {
         &self.places
     }
 
-    /// The root of a container: `layers`, topmost first, under a new writable layer.
-    pub fn assemble(&self, id: &GuestId, ids: &IdRange, layers: &[PathBuf]) -> anyhow::Result<Root> {
-        let lines = idmap::image(ids.base());
-        let namespace = idmap::namespace(&lines, &lines).context("cannot make a user namespace")?;
+    /// The root of a container: `layers`, topmost first, under a new writable layer; and what the image says of itself.
+    pub async fn assemble(
+        &self,
+        id: &GuestId,
+        ids: &Arc<IdRange>,
+        layers: Vec<PathBuf>,
+    ) -> anyhow::Result<(Root, ImageFacts)> {
         let scratch = self.job_folder(id.job()).join(id.to_string());
-        let mount = overlay::mount_overlay(layers, &scratch, ids.base(), &namespace)
-            .context("cannot put the image's layers together")?;
-        Ok(Root { mount })
+        let base = ids.base();
+        tokio::task::spawn_blocking(move || {
+            let lines = idmap::image(base);
+            let namespace = idmap::namespace(&lines, &lines).context("cannot make a user namespace")?;
+            let mount = overlay::mount_overlay(&layers, &scratch, base, &namespace)
+                .context("cannot put the image's layers together")?;
+            let root = Root { mount };
+            let facts = root.facts();
+            Ok((root, facts))
+        })
+        .await?
     }
 
     /// Boots a guest with that root.

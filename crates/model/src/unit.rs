@@ -147,7 +147,6 @@ pub fn guest_properties(unit: &GuestUnit) -> Vec<Property> {
         ("OOMScoreAdjust", Value::Signed(500)),
         // Lines on the guest's console are text: "<0>" in front of one must not make it an emergency of the host's.
         ("SyslogLevelPrefix", Value::Truth(false)),
-        ("LogRateLimitIntervalUSec", Value::Number(10_000_000)),
         ("LogExtraFields", Value::Bytes(log_fields.iter().map(|field| field.clone().into_bytes()).collect())),
     ];
     if let Some(milli) = limits.cpus_milli {
