@@ -17,9 +17,9 @@ const RUNNER_BENCH: &str = "/usr/lib/runner/testbed/runner-bench";
 /// Measures release builds in the lab, prints a table, and writes the JSON document if asked to.
 pub(crate) fn run(workspace: &Workspace, lab: &Lab, jobs: usize, json: Option<&Path>) -> Result<u8> {
     lab.up(workspace, Profile::Release, false)?;
-    image::ensure(lab)?;
+    image::ensure(lab, image::BENCH)?;
     note("measuring");
-    let arguments = [RUNNER_BENCH, "--image", image::HELLO, "--jobs", &jobs.to_string()];
+    let arguments = [RUNNER_BENCH, "--image", image::BENCH, "--jobs", &jobs.to_string()];
     let document = lab.inside_as("runner", arguments).read()?;
     let results: Value = serde_json::from_str(&document).context("the driver's results")?;
     print(&results);

@@ -13,7 +13,7 @@ use crate::workspace::{Profile, Workspace};
 /// Sets everything up, runs `docs/examples/hello.yml`, and shows what is left of it on the lab host.
 pub(crate) fn run(workspace: &Workspace, lab: &Lab) -> Result<u8> {
     lab.up(workspace, Profile::Dev, false)?;
-    image::ensure(lab)?;
+    image::ensure(lab, image::HELLO)?;
 
     note("");
     let workflow = workspace.root().join("docs/examples/hello.yml");

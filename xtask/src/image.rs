@@ -9,8 +9,10 @@ use crate::child::Program;
 use crate::lab::{CACHE, Lab};
 use crate::progress::Phase;
 
-/// Its name in the store.
+/// Its name for the demo's workflow.
 pub(crate) const HELLO: &str = "hello-runner:latest";
+/// Its name for the benchmark, which nothing else gives to another image.
+pub(crate) const BENCH: &str = "bench-runner:latest";
 
 /// Another release than the lab's default, so that one sees whose userland a step runs on.
 const RELEASE: &str = "bookworm";
@@ -18,21 +20,21 @@ const RELEASE: &str = "bookworm";
 /// Bump when the recipe below changes.
 const RECIPE: u32 = 1;
 
-/// Puts the image into the lab's store unless it is there.
-pub(crate) fn ensure(lab: &Lab) -> Result<()> {
+/// Puts the image into the lab's store by this name unless the name is there.
+pub(crate) fn ensure(lab: &Lab, reference: &str) -> Result<()> {
     let listed = lab.inside(["runnerctl", "image", "ls", "--json"]).read()?;
     let images: Vec<serde_json::Value> = serde_json::from_str(&listed).context("runnerctl image ls --json")?;
-    let name = format!("docker.io/library/{HELLO}");
+    let name = format!("docker.io/library/{reference}");
     if images.iter().any(|image| image.get("reference").and_then(serde_json::Value::as_str) == Some(&name)) {
         return Ok(());
     }
     let tar = tree()?;
-    let phase = Phase::start("image", &format!("importing {HELLO}"));
+    let phase = Phase::start("image", &format!("importing {reference}"));
     lab.put(&tar, "/var/tmp/hello-runner.tar")?;
-    let imported = lab.inside(["runnerctl", "image", "import", HELLO, "/var/tmp/hello-runner.tar"]).read();
+    let imported = lab.inside(["runnerctl", "image", "import", reference, "/var/tmp/hello-runner.tar"]).read();
     lab.inside(["rm", "--force", "/var/tmp/hello-runner.tar"]).run()?;
     imported?;
-    phase.end(&format!("imported {HELLO}"));
+    phase.end(&format!("imported {reference}"));
     Ok(())
 }
 
