@@ -3,14 +3,13 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::unix::fs::FileExt;
-use std::rc::Rc;
 
 use crate::compression::{Compression, Decoder};
 use crate::digest::Metered;
 use crate::entries::{Entries, Kind};
 use crate::error::{StoreError, quoted};
 use crate::limits::{Budget, too_many_bytes};
+use crate::unpacker::Packed;
 
 /// Files an image archive may hold: two for each layer and a few more.
 const MOST_FILES: usize = 100_000;
@@ -20,7 +19,7 @@ const MOST_LINKS: usize = 8;
 
 /// An archive with the place of every file in it.
 pub(crate) struct ImageArchive {
-    file: Rc<File>,
+    file: File,
     files: HashMap<Vec<u8>, Place>,
 }
 
@@ -69,39 +68,23 @@ impl ImageArchive {
                 return Err(StoreError::limit(format!("image archive of more than {MOST_FILES} files")));
             }
         }
-        Ok(ImageArchive { file: Rc::new(handle), files })
+        Ok(ImageArchive { file: handle, files })
     }
 
     /// A file's content and size; `None` when the archive has no such file.
-    pub(crate) fn open(&self, name: &[u8]) -> Result<Option<(Section, u64)>, StoreError> {
+    pub(crate) fn open(&self, name: &[u8]) -> Result<Option<(Packed, u64)>, StoreError> {
         let mut name = plain_name(name);
         for _ in 0..=MOST_LINKS {
             match self.files.get(&name) {
                 None => return Ok(None),
                 Some(Place::Link(target)) => name = target.clone(),
                 Some(&Place::Content { offset, size }) => {
-                    return Ok(Some((Section { file: Rc::clone(&self.file), offset, left: size }, size)));
+                    let file = self.file.try_clone().map_err(|error| StoreError::io("read the archive", error))?;
+                    return Ok(Some((Packed::stretch(file, offset, size), size)));
                 }
             }
         }
         Err(StoreError::bad(format!("{} is a chain of links without end", quoted(&name))))
-    }
-}
-
-/// A stretch of a file.
-pub(crate) struct Section {
-    file: Rc<File>,
-    offset: u64,
-    left: u64,
-}
-
-impl Read for Section {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        let n = self.file.read_at(&mut buffer[..want], self.offset)?;
-        self.offset += n as u64;
-        self.left -= n as u64;
-        Ok(n)
     }
 }
 

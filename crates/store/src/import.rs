@@ -1,26 +1,22 @@
 //! Bringing an image into the store.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
 use crate::archive::ImageArchive;
-use crate::compression::Decoder;
 use crate::config::{self, ImageConfig};
 use crate::copy;
-use crate::digest::{Digest, Metered, drain};
+use crate::digest::Digest;
 use crate::error::{ErrorKind, StoreError, quoted};
 use crate::layout::{ImageRecord, LayerForm, LayerRecord, LayerStats, Layout, RefRecord, Stage, now};
-use crate::limits::{Budget, too_many_bytes};
+use crate::limits::Budget;
 use crate::lock::{Lock, Share, open_layer_lock};
 use crate::source::{Container, ImageSource, LayerSource, Source, open_directory};
-use crate::unpack::{Unpacked, make_dir, unpack};
+use crate::unpack::make_dir;
+use crate::unpacker::{Packed, REPORT_EVERY, UnpackedLayer, unpack_layer};
 use crate::{Store, tree};
-
-/// Packed bytes between two reports of progress.
-const REPORT_EVERY: u64 = 4 << 20;
 
 /// Longest reference: 255 bytes of name, 127 of tag, a digest and separators, with room to spare.
 const REFERENCE_BYTES: usize = 512;
@@ -141,8 +137,9 @@ impl Store {
                 self.import_root(reference, progress, |stage, progress| {
                     let root = new_root(stage)?;
                     let report = &mut |done| progress(Progress::Unpacking { index: 0, total: 1, done, size });
-                    let (digest, unpacked) = unpack_blob(Box::new(file), None, root.as_fd(), &mut budget, report)?;
-                    let Unpacked { stats, marked_end } = unpacked;
+                    let packed = Packed::stretch(file, 0, u64::MAX);
+                    let unpacked = unpack_layer(packed, None, root.as_fd(), &mut budget, report)?;
+                    let UnpackedLayer { diff_id: digest, stats, marked_end } = unpacked;
                     if !marked_end {
                         // No digest says what should be there, so the mark is all that tells a whole archive.
                         return Err(StoreError::bad("archive has no end mark, it is probably truncated"));
@@ -221,7 +218,7 @@ impl Store {
         budget: &mut Budget,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<LayerStats, StoreError> {
-        let (reader, size) = image.open_layer(layer)?;
+        let (packed, size) = image.open_layer(layer)?;
         if let Some((blob, stated)) = layer.blob
             && stated != size
         {
@@ -232,12 +229,12 @@ impl Store {
         let root = new_root(&stage)?;
         let report = &mut |done| progress(Progress::Unpacking { index, total, done, size: Some(size) });
         report(0);
-        let (digest, Unpacked { stats, .. }) = unpack_blob(reader, layer.blob, root.as_fd(), budget, report)?;
-        if digest != layer.diff_id {
-            let cause = format!("unpacks to {digest}, which is not its diff id");
+        let UnpackedLayer { diff_id, stats, .. } = unpack_layer(packed, layer.blob, root.as_fd(), budget, report)?;
+        if diff_id != layer.diff_id {
+            let cause = format!("unpacks to {diff_id}, which is not its diff id");
             return Err(StoreError::new(ErrorKind::DigestMismatch, cause));
         }
-        stage.publish(&digest, &LayerRecord { form: LayerForm::Tar, stats })?;
+        stage.publish(&diff_id, &LayerRecord { form: LayerForm::Tar, stats })?;
         Ok(stats)
     }
 
@@ -377,63 +374,6 @@ impl Store {
 /// The folder a layer is unpacked into, with the attributes it keeps when no entry describes it.
 fn new_root(stage: &Stage<'_>) -> Result<OwnedFd, StoreError> {
     make_dir(stage.as_fd(), b"root", false)
-}
-
-/// Unpacks packed bytes into `root`, checking digest and size of the packed bytes, and gives the digest of the unpacked
-/// stream. `report` hears the packed bytes read.
-fn unpack_blob(
-    packed: Box<dyn Read>,
-    blob: Option<(Digest, u64)>,
-    root: BorrowedFd<'_>,
-    budget: &mut Budget,
-    report: &mut dyn FnMut(u64),
-) -> Result<(Digest, Unpacked), StoreError> {
-    let stated = blob.map_or(u64::MAX, |(_, size)| size);
-    let over = StoreError::new(ErrorKind::DigestMismatch, format!("blob is longer than the {stated} bytes stated"));
-    let packed = Metered::new(Reporting { inner: packed, done: 0, reported: 0, report }, stated, over);
-    let limit = too_many_bytes(budget.limits().decompressed_bytes);
-    let plain = Metered::new(Decoder::new(packed)?, budget.bytes_left(), limit);
-    let mut stream = BufReader::with_capacity(tree::BUFFER, plain);
-    let unpacked = unpack(&mut stream, root, budget).and_then(|unpacked| {
-        // What follows the end mark belongs to the digests too.
-        drain(&mut stream).map_err(|error| StoreError::io("read the archive", error))?;
-        Ok(unpacked)
-    });
-    let (decoder, diff_id, bytes) = stream.into_inner().into_parts();
-    let mut packed = decoder.into_inner();
-    let complete = unpacked.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::BadSource);
-    if complete && let Some((digest, size)) = blob {
-        // Damaged in transit is the likelier cause of bytes that make no sense, and the one to report.
-        drain(&mut packed).map_err(|error| StoreError::io("read the blob", error))?;
-        let (_, found, count) = packed.into_parts();
-        if (found, count) != (digest, size) {
-            let cause = format!("blob has digest {found} and {count} bytes instead of {digest} and {size}");
-            return Err(StoreError::new(ErrorKind::DigestMismatch, cause));
-        }
-    }
-    let unpacked = unpacked?;
-    budget.spend_bytes(bytes)?;
-    Ok((diff_id, unpacked))
-}
-
-/// Tells how many bytes passed, now and then.
-struct Reporting<'a> {
-    inner: Box<dyn Read>,
-    done: u64,
-    reported: u64,
-    report: &'a mut dyn FnMut(u64),
-}
-
-impl Read for Reporting<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.done += n as u64;
-        if self.done >= self.reported + REPORT_EVERY {
-            self.reported = self.done;
-            (self.report)(self.done);
-        }
-        Ok(n)
-    }
 }
 
 /// References come in canonical form; what cannot be one is refused before anything is written under it.

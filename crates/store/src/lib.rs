@@ -26,6 +26,7 @@ mod manifest;
 mod source;
 mod tree;
 mod unpack;
+mod unpacker;
 
 use std::path::Path;
 use std::time::SystemTime;

@@ -18,6 +18,7 @@ use crate::entries::Entries;
 use crate::error::{StoreError, quoted};
 use crate::limits::Limits;
 use crate::manifest::{self, Descriptor, Document};
+use crate::unpacker::Packed;
 
 /// An image on this machine's disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,7 +176,7 @@ pub(crate) struct LayerSource {
 }
 
 /// A file's content and size.
-type Opened = (Box<dyn Read>, u64);
+type Opened = (Packed, u64);
 
 /// Something files are looked up in by name.
 pub(crate) enum Container {
@@ -192,7 +193,7 @@ impl Container {
     fn open(&self, name: &str) -> Result<Option<Opened>, StoreError> {
         let dir = match self {
             Container::Archive(archive) => {
-                return Ok(archive.open(name.as_bytes())?.map(|(section, size)| (Box::new(section) as _, size)));
+                return archive.open(name.as_bytes());
             }
             Container::Directory(dir) => dir,
         };
@@ -213,7 +214,8 @@ impl Container {
         if !metadata.is_file() {
             return Err(StoreError::bad(format!("{} is not a regular file", quoted(name.as_bytes()))));
         }
-        Ok(Some((Box::new(file), metadata.len())))
+        let size = metadata.len();
+        Ok(Some((Packed::stretch(file, 0, size), size)))
     }
 
     /// Reads a JSON document of bounded size.

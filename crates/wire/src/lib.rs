@@ -5,6 +5,7 @@
 //! to *finish*. When the connection closes before that, what the call started is stopped.
 
 mod client;
+pub mod fetch;
 
 use std::collections::HashMap;
 
