@@ -81,7 +81,7 @@ impl Store {
         let debris = self.debris()?;
         let mut collected = self.collect()?;
         drop(collecting);
-        collected.swept.debris = debris.len();
+        collected.swept.debris = debris.len() + self.remove_stale_partials()?;
         self.empty(debris)?;
         self.empty(collected.trash)?;
         Ok(collected.swept)

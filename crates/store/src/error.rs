@@ -16,6 +16,8 @@ pub enum ErrorKind {
     /// The source is not an image we accept, is damaged, or asks for something refused on purpose (`..` in a path, a
     /// foreign layer, an id outside the guest's range).
     BadSource,
+    /// The image could not be fetched: no answer, no such image, no right to it.
+    Fetch,
     /// Bytes do not have the digest or the size that names them.
     DigestMismatch,
     /// A bound of [`Limits`](crate::Limits) was reached.
@@ -55,6 +57,11 @@ impl StoreError {
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// An error of whoever fetches images for the store. `cause` is one line without the image's name.
+    pub fn fetch(cause: impl Into<String>) -> StoreError {
+        StoreError::new(ErrorKind::Fetch, cause)
     }
 
     pub(crate) fn new(kind: ErrorKind, cause: impl Into<String>) -> StoreError {

@@ -6,17 +6,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
 use crate::archive::ImageArchive;
-use crate::config::{self, ImageConfig};
+use crate::config;
 use crate::copy;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, StoreError, quoted};
 use crate::layout::{ImageRecord, LayerForm, LayerRecord, LayerStats, Layout, RefRecord, Stage, now};
 use crate::limits::Budget;
 use crate::lock::{Lock, Share, open_layer_lock};
-use crate::source::{Container, ImageSource, LayerSource, Source, open_directory};
+use crate::remote::Remote;
+use crate::source::{Container, ImageSource, Source, open_directory};
 use crate::unpack::make_dir;
 use crate::unpacker::{Packed, REPORT_EVERY, UnpackedLayer, unpack_layer};
-use crate::{Store, tree};
+use crate::{Lease, Store, tree};
 
 /// Longest reference: 255 bytes of name, 127 of tag, a digest and separators, with room to spare.
 const REFERENCE_BYTES: usize = 512;
@@ -65,6 +66,8 @@ pub struct Imported {
     pub image: Digest,
     /// Digest of the manifest, when the source had one.
     pub manifest: Option<Digest>,
+    /// Digest that the registry gave for the reference, of a manifest or an index; what a pinned reference names.
+    pub digest: Option<Digest>,
     /// Number of layers.
     pub layers: usize,
     /// How many of them were in the store already.
@@ -75,12 +78,29 @@ pub struct Imported {
     pub stats: LayerStats,
 }
 
+/// A layer, and the lock that goes with its state.
+pub(crate) enum Claim {
+    /// It is there, under a shared lock.
+    Present(Lock),
+    /// It is not there, and whoever holds this exclusive lock makes it.
+    Absent(Lock),
+}
+
+/// What a reference comes to name, but for its layers.
+pub(crate) struct Named<'a> {
+    pub(crate) config: &'a [u8],
+    pub(crate) manifest: Option<Digest>,
+    pub(crate) digest: Option<Digest>,
+    /// Manifest and indexes on the way to the configuration.
+    pub(crate) documents: &'a [(Digest, Vec<u8>)],
+}
+
 /// A layer in the store that cannot be collected as long as this lives.
-struct Held {
-    digest: Digest,
-    reused: bool,
-    stats: LayerStats,
-    _lock: Lock,
+pub(crate) struct Held {
+    pub(crate) digest: Digest,
+    pub(crate) reused: bool,
+    pub(crate) stats: LayerStats,
+    pub(crate) _lock: Lock,
 }
 
 impl Store {
@@ -95,35 +115,55 @@ impl Store {
         &self,
         reference: &str,
         source: &Source,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Imported, StoreError> {
         check_reference(reference)?;
-        self.import_source(reference, source, progress).map_err(|error| error.for_image(reference))
+        let imported = self.import_source(reference, source, progress).map_err(|error| error.for_image(reference));
+        imported.map(|(imported, _)| imported)
+    }
+
+    /// Imports an image that is somewhere else, and points `reference` (in canonical form) at it. `pinned` is the digest
+    /// in the reference, if it has one: the image is that one and no other, and what of it the store has is not fetched.
+    ///
+    /// # Errors
+    /// As [`import`](Store::import), and those of `remote`. What was fetched of a blob is kept for the next try.
+    pub fn pull(
+        &self,
+        reference: &str,
+        pinned: Option<&Digest>,
+        remote: &dyn Remote,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<(Imported, Lease), StoreError> {
+        check_reference(reference)?;
+        let known = |digest: &Digest| self.document(digest);
+        ImageSource::remote(remote, pinned, &known, &self.limits)
+            .and_then(|image| self.import_image(reference, &image, &Budget::new(&self.limits), progress))
+            .map_err(|error| error.for_image(reference))
     }
 
     fn import_source(
         &self,
         reference: &str,
         source: &Source,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Imported, StoreError> {
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<(Imported, Lease), StoreError> {
         let mut budget = Budget::new(&self.limits);
         let shown = source.path().display();
         let open = || File::open(source.path()).map_err(|error| StoreError::io(format_args!("open {shown}"), error));
         match source {
             Source::OciDirectory(path) => {
                 let image = ImageSource::oci(Container::directory(path)?, reference, &self.limits)?;
-                self.import_image(reference, &image, &mut budget, progress)
+                self.import_image(reference, &image, &budget, progress)
             }
             Source::OciArchive(_) => {
                 let archive = ImageArchive::index(open()?, &mut budget, || self.spool())?;
                 let image = ImageSource::oci(Container::Archive(archive), reference, &self.limits)?;
-                self.import_image(reference, &image, &mut budget, progress)
+                self.import_image(reference, &image, &budget, progress)
             }
             Source::DockerArchive(_) => {
                 let archive = ImageArchive::index(open()?, &mut budget, || self.spool())?;
                 let image = ImageSource::docker(archive, reference, &self.limits)?;
-                self.import_image(reference, &image, &mut budget, progress)
+                self.import_image(reference, &image, &budget, progress)
             }
             Source::RootTree(path) => {
                 let tree = open_directory(path)?;
@@ -153,112 +193,28 @@ impl Store {
         }
     }
 
-    /// An image whose layers are known by name before they are read.
-    fn import_image(
-        &self,
-        reference: &str,
-        image: &ImageSource,
-        budget: &mut Budget,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Imported, StoreError> {
-        let (parsed, _) = ImageConfig::parse(&image.config)?;
-        parsed.check_platform()?;
-        let total = image.layers.len();
-        let mut held = Vec::with_capacity(total);
-        for (index, layer) in image.layers.iter().enumerate() {
-            let one = self
-                .ensure_layer(index, total, image, layer, budget, progress)
-                .map_err(|error| error.for_layer(layer.diff_id))?;
-            progress(Progress::Layer { index, total, layer: one.digest, reused: one.reused });
-            held.push(one);
-        }
-        self.publish(reference, &image.config, image.manifest, &image.documents, &held)
-    }
-
-    /// Has a layer in the store, by waiting for whoever unpacks it or by unpacking it.
-    fn ensure_layer(
-        &self,
-        index: usize,
-        total: usize,
-        image: &ImageSource,
-        layer: &LayerSource,
-        budget: &mut Budget,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Held, StoreError> {
-        let digest = layer.diff_id;
-        let mut made = None;
-        loop {
-            // Shared first: two imports that rely on each other's finished layers must not wait for one another.
-            let mut waiting = || progress(Progress::Waiting { index, total, layer: digest });
-            let lock = self.lock_layer(&digest, Share::Shared, &mut waiting)?;
-            if self.has_layer(&digest)? {
-                let (reused, stats) = (made.is_none(), made.unwrap_or_default());
-                return Ok(Held { digest, reused, stats, _lock: lock });
-            }
-            drop(lock);
-            let lock = self.lock_layer(&digest, Share::Exclusive, &mut waiting)?;
-            if self.has_layer(&digest)? {
-                continue;
-            }
-            let stats = self.unpack_layer(index, total, image, layer, budget, progress)?;
-            made = Some(stats);
-            let lock = lock.share()?;
-            if self.has_layer(&digest)? && lock.is_linked()? {
-                return Ok(Held { digest, reused: false, stats, _lock: lock });
-            }
-        }
-    }
-
-    fn unpack_layer(
-        &self,
-        index: usize,
-        total: usize,
-        image: &ImageSource,
-        layer: &LayerSource,
-        budget: &mut Budget,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<LayerStats, StoreError> {
-        let (packed, size) = image.open_layer(layer)?;
-        if let Some((blob, stated)) = layer.blob
-            && stated != size
-        {
-            let cause = format!("blob {blob} has {size} bytes, its descriptor says {stated}");
-            return Err(StoreError::new(ErrorKind::DigestMismatch, cause));
-        }
-        let stage = self.layout.stage()?;
-        let root = new_root(&stage)?;
-        let report = &mut |done| progress(Progress::Unpacking { index, total, done, size: Some(size) });
-        report(0);
-        let UnpackedLayer { diff_id, stats, .. } = unpack_layer(packed, layer.blob, root.as_fd(), budget, report)?;
-        if diff_id != layer.diff_id {
-            let cause = format!("unpacks to {diff_id}, which is not its diff id");
-            return Err(StoreError::new(ErrorKind::DigestMismatch, cause));
-        }
-        stage.publish(&diff_id, &LayerRecord { form: LayerForm::Tar, stats })?;
-        Ok(stats)
-    }
-
     /// A bare root: one layer, whose name is known only when it is complete.
     fn import_root(
         &self,
         reference: &str,
-        progress: &mut dyn FnMut(Progress),
-        fill: impl FnOnce(&Stage<'_>, &mut dyn FnMut(Progress)) -> Result<(Digest, LayerRecord), StoreError>,
-    ) -> Result<Imported, StoreError> {
+        progress: &mut (dyn FnMut(Progress) + Send),
+        fill: impl FnOnce(&Stage<'_>, &mut (dyn FnMut(Progress) + Send)) -> Result<(Digest, LayerRecord), StoreError>,
+    ) -> Result<(Imported, Lease), StoreError> {
         let stage = self.layout.stage()?;
         let (digest, record) = fill(&stage, progress)?;
         let mut waiting = || progress(Progress::Waiting { index: 0, total: 1, layer: digest });
-        let lock = self.lock_layer(&digest, Share::Exclusive, &mut waiting)?;
-        let reused = self.has_layer(&digest)?;
-        if reused {
-            drop(stage);
-        } else {
-            stage.publish(&digest, &record)?;
-        }
+        let (reused, lock) = match self.claim_layer(&digest, &mut waiting)? {
+            Claim::Present(lock) => (true, lock),
+            Claim::Absent(lock) => {
+                stage.publish(&digest, &record)?;
+                (false, lock)
+            }
+        };
         let held =
             Held { digest, reused, stats: if reused { LayerStats::default() } else { record.stats }, _lock: lock };
         progress(Progress::Layer { index: 0, total: 1, layer: digest, reused });
-        self.publish(reference, &config::synthesised(&digest), None, &[], &[held])
+        let named = Named { config: &config::synthesised(&digest), manifest: None, digest: None, documents: &[] };
+        self.publish(reference, &named, &[held])
     }
 
     fn copy_root(
@@ -266,7 +222,7 @@ impl Store {
         tree: &OwnedFd,
         stage: &Stage<'_>,
         budget: &mut Budget,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<(Digest, LayerRecord), StoreError> {
         let store =
             rustix::fs::fstat(self.layout.root()).map_err(|error| StoreError::io("look at the image store", error))?;
@@ -286,20 +242,18 @@ impl Store {
     }
 
     /// Writes blobs, record and reference, in the order in which each needs the one before.
-    fn publish(
+    pub(crate) fn publish(
         &self,
         reference: &str,
-        config: &[u8],
-        manifest: Option<Digest>,
-        documents: &[(Digest, Vec<u8>)],
+        named: &Named<'_>,
         held: &[Held],
-    ) -> Result<Imported, StoreError> {
+    ) -> Result<(Imported, Lease), StoreError> {
         let layout = &self.layout;
-        let image = Digest::of(config);
+        let image = Digest::of(named.config);
         let publishing = layout.lock(Share::Shared)?;
         // Blobs are written over, not left alone: the same bytes when they were right, a repair when they were not.
-        layout.write_file(layout.blobs.as_fd(), &image.hex(), config)?;
-        for (digest, text) in documents {
+        layout.write_file(layout.blobs.as_fd(), &image.hex(), named.config)?;
+        for (digest, text) in named.documents {
             layout.write_file(layout.blobs.as_fd(), &digest.hex(), text)?;
         }
         let record = ImageRecord { image, layers: held.iter().map(|layer| layer.digest).collect() };
@@ -316,12 +270,16 @@ impl Store {
         let record = RefRecord {
             reference: reference.to_owned(),
             image,
-            manifest,
-            documents: documents.iter().map(|(digest, _)| *digest).collect(),
+            manifest: named.manifest,
+            digest: named.digest,
+            documents: named.documents.iter().map(|(digest, _)| *digest).collect(),
+            checked: named.digest.map(|_| now()),
             imported: now(),
         };
-        let text = serde_json::to_vec(&record).expect("strings and digests always serialise");
-        layout.write_file(layout.refs.as_fd(), &Layout::ref_name(reference), &text)?;
+        layout.write_ref(&record)?;
+        // Under the same lock, so that no collection comes between the reference and its first user.
+        let lease =
+            self.find(reference)?.ok_or_else(|| StoreError::new(ErrorKind::Damaged, "the reference is gone"))?;
         drop(publishing);
         let replaced = before.filter(|before| *before != image);
         if replaced.is_some() {
@@ -330,34 +288,48 @@ impl Store {
             drop(collecting);
             self.empty(collected.trash)?;
         }
-        Ok(Imported {
+        let imported = Imported {
             image,
-            manifest,
+            manifest: named.manifest,
+            digest: named.digest,
             layers: held.len(),
             reused: held.iter().filter(|layer| layer.reused).count(),
             replaced,
             stats: held.iter().fold(LayerStats::default(), |sum, layer| sum.plus(&layer.stats)),
-        })
+        };
+        Ok((imported, lease))
     }
 
-    fn has_layer(&self, layer: &Digest) -> Result<bool, StoreError> {
+    pub(crate) fn has_layer(&self, layer: &Digest) -> Result<bool, StoreError> {
         Ok(self.layout.read_layer(layer)?.is_some())
     }
 
-    /// Takes a layer's lock; `waiting` is called before the first time this has to wait.
-    fn lock_layer(&self, layer: &Digest, share: Share, waiting: &mut dyn FnMut()) -> Result<Lock, StoreError> {
+    /// Finds a layer, or takes the right to make it. `waiting` is called before this has to wait for whoever makes it.
+    ///
+    /// The exclusive lock is only ever tried. Others hold shared locks on finished layers until their image is complete;
+    /// waiting for those, two imports could wait for each other.
+    pub(crate) fn claim_layer(&self, layer: &Digest, waiting: &mut dyn FnMut()) -> Result<Claim, StoreError> {
+        let open = || open_layer_lock(self.layout.locks.as_fd(), &layer.hex());
         loop {
-            let open = || open_layer_lock(self.layout.locks.as_fd(), &layer.hex());
-            let lock = match Lock::attempt(open()?, share)? {
+            let lock = match Lock::attempt(open()?, Share::Shared)? {
                 Some(lock) => lock,
                 None => {
                     waiting();
-                    Lock::wait(open()?, share)?
+                    Lock::wait(open()?, Share::Shared)?
                 }
             };
             // The file may have been collected between opening and locking; then others no longer see this lock.
-            if lock.is_linked()? {
-                return Ok(lock);
+            if !lock.is_linked()? {
+                continue;
+            }
+            if self.has_layer(layer)? {
+                return Ok(Claim::Present(lock));
+            }
+            drop(lock);
+            match Lock::attempt(open()?, Share::Exclusive)? {
+                Some(lock) if lock.is_linked()? && !self.has_layer(layer)? => return Ok(Claim::Absent(lock)),
+                // Somebody else looks at the same moment, or was faster.
+                _ => std::thread::yield_now(),
             }
         }
     }
@@ -372,7 +344,7 @@ impl Store {
 }
 
 /// The folder a layer is unpacked into, with the attributes it keeps when no entry describes it.
-fn new_root(stage: &Stage<'_>) -> Result<OwnedFd, StoreError> {
+pub(crate) fn new_root(stage: &Stage<'_>) -> Result<OwnedFd, StoreError> {
     make_dir(stage.as_fd(), b"root", false)
 }
 

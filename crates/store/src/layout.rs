@@ -32,8 +32,14 @@ pub(crate) struct RefRecord {
     /// The manifest the image was imported by; a `docker save` archive or a bare root has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) manifest: Option<Digest>,
+    /// The document the registry gave for the reference, manifest or index; what a pinned reference names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) digest: Option<Digest>,
     /// Every document in `blobs/` this reference keeps alive.
     pub(crate) documents: Vec<Digest>,
+    /// When the registry last said that the reference names this, in seconds since 1970; absent for local sources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) checked: Option<u64>,
     /// Seconds since 1970.
     pub(crate) imported: u64,
 }
@@ -107,10 +113,11 @@ pub(crate) struct Layout {
     pub(crate) layers: OwnedFd,
     pub(crate) blobs: OwnedFd,
     pub(crate) locks: OwnedFd,
+    pub(crate) partial: OwnedFd,
     pub(crate) tmp: OwnedFd,
 }
 
-const FOLDERS: [&str; 7] = ["refs", "images", "layers", "blobs", "blobs/sha256", "locks", "tmp"];
+const FOLDERS: [&str; 8] = ["refs", "images", "layers", "blobs", "blobs/sha256", "locks", "partial", "tmp"];
 
 impl Layout {
     /// Opens the store at `path`, making it when the folder is absent or empty.
@@ -126,7 +133,7 @@ impl Layout {
             .map_err(|error| StoreError::io(format_args!("open the image store {shown}"), error))?;
         make_private(&root).map_err(|error| StoreError::io(format_args!("make {shown} private"), error))?;
         match read_version(&root, path)? {
-            Some(_) => {}
+            Some(_) => make_folders(&root, path)?,
             None => create(&root, path)?,
         }
         let folder = |name: &str| {
@@ -140,6 +147,7 @@ impl Layout {
             layers: folder("layers")?,
             blobs: folder("blobs/sha256")?,
             locks: folder("locks")?,
+            partial: folder("partial")?,
             tmp: folder("tmp")?,
             root,
         })
@@ -214,6 +222,12 @@ impl Layout {
     pub(crate) fn read_layer(&self, layer: &Digest) -> Result<Option<LayerRecord>, StoreError> {
         let name = format!("{}/layer.json", layer.hex());
         Ok(self.read_record(self.layers.as_fd(), &name)?.map(|(record, _)| record))
+    }
+
+    /// Makes or replaces a reference. Its time of last use is now.
+    pub(crate) fn write_ref(&self, record: &RefRecord) -> Result<(), StoreError> {
+        let text = serde_json::to_vec(record).expect("strings and digests always serialise");
+        self.write_file(self.refs.as_fd(), &Layout::ref_name(&record.reference), &text)
     }
 
     /// Makes or replaces `folder/name`: readers see the old bytes or the new ones, also after a crash.
@@ -396,18 +410,24 @@ fn create(root: &OwnedFd, path: &Path) -> Result<(), StoreError> {
     if read_version(root, path)?.is_some() {
         return Ok(());
     }
-    for folder in FOLDERS {
-        match rustix::fs::mkdirat(root, folder, Mode::from_raw_mode(0o700)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(doing(error)),
-        }
-    }
+    make_folders(root, path)?;
     let aside = "tmp/version";
     let _ = rustix::fs::unlinkat(root, aside, AtFlags::empty());
     write_synced(root, aside, format!("{FORMAT}\n").as_bytes())
         .map_err(|error| StoreError::io(format_args!("create the image store {shown}"), error))?;
     rustix::fs::renameat(root, aside, root, "version").map_err(doing)?;
     rustix::fs::fsync(root).map_err(doing)
+}
+
+/// Makes what folders are missing; one that was added to the format is missing in an older store.
+fn make_folders(root: &OwnedFd, path: &Path) -> Result<(), StoreError> {
+    for folder in FOLDERS {
+        match rustix::fs::mkdirat(root, folder, Mode::from_raw_mode(0o700)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(StoreError::io(format_args!("create {}/{folder}", path.display()), error)),
+        }
+    }
+    Ok(())
 }
 
 /// Seconds since 1970, for the records.

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW};
 
@@ -13,7 +12,7 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, StoreError};
 use crate::layout::{ImageRecord, Layout, RefRecord};
 use crate::lock::{Lock, Share};
-use crate::{ImageSummary, Store, tree};
+use crate::{Store, tree};
 
 /// An image in use. Dropping it, or the end of the process, gives the image back.
 #[derive(Debug)]
@@ -21,6 +20,7 @@ pub struct Lease {
     reference: String,
     image: Digest,
     manifest: Option<Digest>,
+    digest: Option<Digest>,
     config: ImageConfig,
     layers: Vec<PathBuf>,
     /// A shared lock on the image's record.
@@ -53,6 +53,12 @@ impl Lease {
         self.manifest
     }
 
+    /// Digest the registry gave for the reference, of a manifest or an index; what a pinned reference names. Images that
+    /// were never pulled have none.
+    pub fn digest(&self) -> Option<Digest> {
+        self.digest
+    }
+
     /// The reference it was resolved by.
     pub fn reference(&self) -> &str {
         &self.reference
@@ -67,15 +73,16 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::Damaged`] when something the reference needs is missing: importing it again repairs that.
     pub fn resolve(&self, reference: &str) -> Result<Option<Lease>, StoreError> {
+        // While this is held nothing is collected, so that the reference, the record and the lock on it belong together.
+        let _resolving = self.layout.lock(Share::Shared)?;
         self.find(reference).map_err(|error| error.for_image(reference))
     }
 
-    fn find(&self, reference: &str) -> Result<Option<Lease>, StoreError> {
+    /// [`resolve`](Store::resolve) by somebody who holds the store's lock.
+    pub(crate) fn find(&self, reference: &str) -> Result<Option<Lease>, StoreError> {
         let layout = &self.layout;
-        // While this is held nothing is collected, so that the reference, the record and the lock on it belong together.
-        let _resolving = layout.lock(Share::Shared)?;
         let Some((found, file)) = layout.read_ref(reference)? else { return Ok(None) };
-        let RefRecord { image, manifest, .. } = found;
+        let RefRecord { image, manifest, digest, .. } = found;
         let (record, record_file) = self.image_record(&image)?;
         let lock = Lock::wait(OwnedFd::from(record_file), Share::Shared)?;
         let config = self.read_config(&image)?;
@@ -96,40 +103,7 @@ impl Store {
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         rustix::fs::futimens(&file, &Timestamps { last_access: now, last_modification: now })
             .map_err(|error| StoreError::io("note the time of use", error))?;
-        Ok(Some(Lease { reference: reference.to_owned(), image, manifest, config, layers, _lock: lock }))
-    }
-
-    /// All references, sorted.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Damaged`] names the first record that cannot be read.
-    pub fn list(&self) -> Result<Vec<ImageSummary>, StoreError> {
-        let _reading = self.layout.lock(Share::Shared)?;
-        let mut summaries = Vec::new();
-        for (record, file) in self.references()? {
-            summaries.push(self.summary(&record, &file).map_err(|error| error.for_image(&record.reference))?);
-        }
-        summaries.sort_by(|a, b| a.reference.cmp(&b.reference));
-        Ok(summaries)
-    }
-
-    fn summary(&self, record: &RefRecord, file: &File) -> Result<ImageSummary, StoreError> {
-        let (image, _) = self.image_record(&record.image)?;
-        let mut size = 0;
-        for layer in image.layers.iter().collect::<HashSet<_>>() {
-            let found = self.layout.read_layer(layer)?;
-            size += found.ok_or_else(|| damaged(&format!("layer {layer} is gone")))?.stats.bytes;
-        }
-        let used = file.metadata().and_then(|metadata| metadata.modified());
-        Ok(ImageSummary {
-            reference: record.reference.clone(),
-            image: record.image,
-            manifest: record.manifest,
-            size,
-            layers: image.layers.len(),
-            imported: UNIX_EPOCH + Duration::from_secs(record.imported),
-            last_used: used.unwrap_or(SystemTime::UNIX_EPOCH),
-        })
+        Ok(Some(Lease { reference: reference.to_owned(), image, manifest, digest, config, layers, _lock: lock }))
     }
 
     /// Every reference's record with its open file. The caller holds the store's lock.
@@ -148,9 +122,15 @@ impl Store {
         Ok(records)
     }
 
-    fn image_record(&self, image: &Digest) -> Result<(ImageRecord, File), StoreError> {
+    pub(crate) fn image_record(&self, image: &Digest) -> Result<(ImageRecord, File), StoreError> {
         let found = self.layout.read_record(self.layout.images.as_fd(), &Layout::image_name(image))?;
         found.ok_or_else(|| damaged(&format!("the record of image {image} is gone")))
+    }
+
+    /// A document in `blobs/`, if it is there and has the bytes its name says.
+    pub(crate) fn document(&self, digest: &Digest) -> Option<Vec<u8>> {
+        let path = self.layout.path().join("blobs/sha256").join(digest.hex());
+        std::fs::read(path).ok().filter(|text| Digest::of(text) == *digest)
     }
 
     fn read_config(&self, image: &Digest) -> Result<ImageConfig, StoreError> {
@@ -166,6 +146,6 @@ impl Store {
     }
 }
 
-fn damaged(what: &str) -> StoreError {
+pub(crate) fn damaged(what: &str) -> StoreError {
     StoreError::new(ErrorKind::Damaged, format!("{what}; import the image again"))
 }

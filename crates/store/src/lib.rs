@@ -18,18 +18,21 @@ mod digest;
 mod entries;
 mod error;
 mod import;
+mod layers;
 mod layout;
 mod lease;
 mod limits;
+mod listing;
 mod lock;
 mod manifest;
+mod prune;
+mod remote;
 mod source;
 mod tree;
 mod unpack;
 mod unpacker;
 
 use std::path::Path;
-use std::time::SystemTime;
 
 pub use collect::{Removed, Swept};
 pub use config::{Healthcheck, ImageConfig};
@@ -39,6 +42,9 @@ pub use import::{Imported, Progress};
 pub use layout::LayerStats;
 pub use lease::Lease;
 pub use limits::Limits;
+pub use listing::{ImageSummary, Inspected, InspectedLayer, Known};
+pub use prune::{Pruned, Scope, Space};
+pub use remote::{BlobRequest, Fetching, Remote};
 pub use source::Source;
 
 /// An image store. Cheap to open; hold one per process.
@@ -46,25 +52,6 @@ pub use source::Source;
 pub struct Store {
     layout: layout::Layout,
     limits: Limits,
-}
-
-/// One reference in the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageSummary {
-    /// The reference in its canonical form.
-    pub reference: String,
-    /// Image id: the digest of the configuration.
-    pub image: Digest,
-    /// Digest of the manifest it was imported by, when it had one.
-    pub manifest: Option<Digest>,
-    /// Bytes of file content in all its layers, those shared with other images included.
-    pub size: u64,
-    /// Number of layers.
-    pub layers: usize,
-    /// When the reference got this image.
-    pub imported: SystemTime,
-    /// When it was last resolved, or imported when it never was.
-    pub last_used: SystemTime,
 }
 
 impl Store {

@@ -33,7 +33,7 @@ impl Default for Limits {
 }
 
 /// What is left of [`Limits`] during one import.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Budget {
     bytes: u64,
     entries: u64,
@@ -58,13 +58,22 @@ impl Budget {
         Ok(())
     }
 
-    pub(crate) fn spend_entry(&mut self) -> Result<(), StoreError> {
-        self.entries = self
-            .entries
-            .checked_sub(1)
-            .ok_or_else(|| StoreError::limit(format!("more than {} entries", self.limits.entries)))?;
+    /// Spends what a copy of this budget, taken as `before`, has spent until it became `after`.
+    pub(crate) fn spend_as(&mut self, before: &Budget, after: &Budget) -> Result<(), StoreError> {
+        self.spend_bytes(before.bytes.saturating_sub(after.bytes))?;
+        let entries = before.entries.saturating_sub(after.entries);
+        self.entries = self.entries.checked_sub(entries).ok_or_else(|| too_many_entries(self.limits.entries))?;
         Ok(())
     }
+
+    pub(crate) fn spend_entry(&mut self) -> Result<(), StoreError> {
+        self.entries = self.entries.checked_sub(1).ok_or_else(|| too_many_entries(self.limits.entries))?;
+        Ok(())
+    }
+}
+
+fn too_many_entries(limit: u64) -> StoreError {
+    StoreError::limit(format!("more than {limit} entries"))
 }
 
 /// The error of an import that unpacks to more than `limit` bytes.

@@ -29,6 +29,8 @@ struct Platform {
     architecture: String,
     #[serde(default)]
     os: String,
+    #[serde(default)]
+    variant: String,
 }
 
 /// A parsed document.
@@ -143,6 +145,25 @@ pub(crate) fn choose<'a>(manifests: &'a [Descriptor], reference: &str) -> Result
             Err(StoreError::bad(format!(
                 "several images for linux/{host} and none is named as asked for, only {names}"
             )))
+        }
+    }
+}
+
+/// Chooses the manifest for this host from an index of a registry, whose entries differ in nothing but platform. Of several
+/// for the same architecture the plainest is taken: what needs no newer processor runs everywhere.
+pub(crate) fn choose_platform(manifests: &[Descriptor]) -> Result<&Descriptor, StoreError> {
+    let host = host_architecture();
+    let images = || manifests.iter().filter(|descriptor| !descriptor.is_attestation());
+    let rank = |descriptor: &&Descriptor| match &descriptor.platform {
+        Some(platform) => (false, platform.variant.clone()),
+        None => (true, String::new()),
+    };
+    match images().filter(|descriptor| descriptor.fits(host)).min_by_key(rank) {
+        Some(descriptor) => Ok(descriptor),
+        None if images().next().is_none() => Err(StoreError::bad("index lists no image")),
+        None => {
+            let platforms = listed(images().filter_map(|d| d.platform.as_ref()).map(ToString::to_string));
+            Err(StoreError::bad(format!("no image for linux/{host}, only for {platforms}")))
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::entries::Entries;
 use crate::error::{StoreError, quoted};
 use crate::limits::Limits;
 use crate::manifest::{self, Descriptor, Document};
+use crate::remote::Remote;
 use crate::unpacker::Packed;
 
 /// An image on this machine's disk.
@@ -155,12 +156,14 @@ fn begins_a_root(name: &[u8]) -> bool {
     ROOT_NAMES.iter().any(|root| root.as_bytes() == top)
 }
 
-/// An image laid out in files, ready to be imported.
-pub(crate) struct ImageSource {
-    container: Container,
+/// An image of several layers, ready to be imported.
+pub(crate) struct ImageSource<'a> {
+    container: Container<'a>,
     /// Bytes of the configuration; their digest is the image id.
     pub(crate) config: Vec<u8>,
     pub(crate) manifest: Option<Digest>,
+    /// What a registry gave for the reference.
+    pub(crate) digest: Option<Digest>,
     /// Manifest and indexes on the way to the configuration.
     pub(crate) documents: Vec<(Digest, Vec<u8>)>,
     /// Lowest first.
@@ -179,13 +182,22 @@ pub(crate) struct LayerSource {
 type Opened = (Packed, u64);
 
 /// Something files are looked up in by name.
-pub(crate) enum Container {
+pub(crate) enum Container<'a> {
     Directory(OwnedFd),
     Archive(ImageArchive),
+    Remote(&'a dyn Remote),
 }
 
-impl Container {
-    pub(crate) fn directory(path: &Path) -> Result<Container, StoreError> {
+/// Where the bytes of a layer are.
+pub(crate) enum LayerBytes<'a> {
+    /// Here, so many of them.
+    Local(Packed, u64),
+    /// To be fetched.
+    Remote(&'a dyn Remote),
+}
+
+impl Container<'_> {
+    pub(crate) fn directory(path: &Path) -> Result<Container<'static>, StoreError> {
         open_directory(path).map(Container::Directory)
     }
 
@@ -196,6 +208,7 @@ impl Container {
                 return archive.open(name.as_bytes());
             }
             Container::Directory(dir) => dir,
+            Container::Remote(_) => return Ok(None),
         };
         let failed = |error: std::io::Error| StoreError::io(format_args!("open {}", quoted(name.as_bytes())), error);
         // Links within the layout are the owner's business; leaving it is not.
@@ -267,11 +280,9 @@ fn check_digest(name: &str, text: &[u8], stated: &Digest) -> Result<(), StoreErr
     Ok(())
 }
 
-impl ImageSource {
+impl<'a> ImageSource<'a> {
     /// Reads an OCI layout down to the configuration of the image that `reference` means.
-    pub(crate) fn oci(container: Container, reference: &str, limits: &Limits) -> Result<ImageSource, StoreError> {
-        /// Indexes on the way to a manifest. One is usual, two happen; a chain without end is an attack.
-        const NESTED: usize = 4;
+    pub(crate) fn oci(container: Container<'a>, reference: &str, limits: &Limits) -> Result<Self, StoreError> {
         let layout = container.document("oci-layout", limits)?;
         let version: Result<LayoutFile, _> = serde_json::from_slice(&layout);
         if !version.is_ok_and(|file| file.image_layout_version.starts_with("1.")) {
@@ -292,18 +303,19 @@ impl ImageSource {
                     manifest::check_config_type(&config.media_type)?;
                     let config = container.blob(&config, limits)?;
                     let layers = layers_of(&config, layers)?;
-                    return Ok(ImageSource { container, config, manifest: Some(manifest), documents, layers });
+                    let (manifest, digest) = (Some(manifest), None);
+                    return Ok(ImageSource { container, config, manifest, digest, documents, layers });
                 }
             };
             text = container.blob(&descriptor, limits)?;
             documents.push((descriptor.digest, text.clone()));
             declared = descriptor.media_type;
         }
-        Err(StoreError::limit("indexes nest too deep; one may list itself"))
+        Err(nested_too_deep())
     }
 
     /// Reads a `docker save` archive.
-    pub(crate) fn docker(archive: ImageArchive, reference: &str, limits: &Limits) -> Result<ImageSource, StoreError> {
+    pub(crate) fn docker(archive: ImageArchive, reference: &str, limits: &Limits) -> Result<Self, StoreError> {
         let container = Container::Archive(archive);
         let text = container.document("manifest.json", limits)?;
         let images: Vec<SavedImage> = serde_json::from_slice(&text)
@@ -340,14 +352,75 @@ impl ImageSource {
             .zip(diff_ids)
             .map(|(name, diff_id)| LayerSource { diff_id, blob: None, name: name.clone() })
             .collect();
-        Ok(ImageSource { container, config, manifest: None, documents: Vec::new(), layers })
+        Ok(ImageSource { container, config, manifest: None, digest: None, documents: Vec::new(), layers })
     }
 
-    /// The packed bytes of a layer and their number.
-    pub(crate) fn open_layer(&self, layer: &LayerSource) -> Result<Opened, StoreError> {
-        let opened = self.container.open(&layer.name)?;
-        opened.ok_or_else(|| StoreError::bad(format!("{} is missing", quoted(layer.name.as_bytes()))))
+    /// Fetches what says how an image is put together. `known` gives documents the store has.
+    pub(crate) fn remote(
+        remote: &'a dyn Remote,
+        pinned: Option<&Digest>,
+        known: &dyn Fn(&Digest) -> Option<Vec<u8>>,
+        limits: &Limits,
+    ) -> Result<Self, StoreError> {
+        let by_digest = |digest: &Digest, fetch: &dyn Fn() -> Result<Vec<u8>, StoreError>| match known(digest) {
+            Some(text) => Ok(text),
+            None => {
+                let text = fetch()?;
+                check_digest("what was fetched", &text, digest)?;
+                Ok(text)
+            }
+        };
+        let (mut declared, mut text) = match pinned {
+            Some(digest) => (String::new(), by_digest(digest, &|| remote.manifest(digest))?),
+            None => remote.root()?,
+        };
+        let root = Digest::of(&text);
+        let mut documents = vec![(root, text.clone())];
+        for _ in 0..=NESTED {
+            let descriptor = match manifest::parse(&text, &declared, limits.layers)? {
+                // A registry's index has no names; what its entries are called is for whoever made them.
+                Document::Index(manifests) => manifest::choose_platform(&manifests)?.clone(),
+                Document::Manifest { config, layers } => {
+                    manifest::check_config_type(&config.media_type)?;
+                    check_size("the configuration", config.size, limits)?;
+                    let fetch = || remote.configuration(&config.digest, config.size);
+                    let config = by_digest(&config.digest, &fetch)?;
+                    let layers = layers_of(&config, layers)?;
+                    let manifest = documents.last().map(|(digest, _)| *digest);
+                    let container = Container::Remote(remote);
+                    return Ok(ImageSource { container, config, manifest, digest: Some(root), documents, layers });
+                }
+            };
+            check_size("a manifest", descriptor.size, limits)?;
+            text = by_digest(&descriptor.digest, &|| remote.manifest(&descriptor.digest))?;
+            documents.push((descriptor.digest, text.clone()));
+            declared = descriptor.media_type;
+        }
+        Err(nested_too_deep())
     }
+
+    /// The packed bytes of a layer, or where to fetch them.
+    pub(crate) fn open_layer(&self, layer: &LayerSource) -> Result<LayerBytes<'a>, StoreError> {
+        if let Container::Remote(remote) = self.container {
+            return Ok(LayerBytes::Remote(remote));
+        }
+        match self.container.open(&layer.name)? {
+            Some((packed, size)) => Ok(LayerBytes::Local(packed, size)),
+            None => Err(StoreError::bad(format!("{} is missing", quoted(layer.name.as_bytes())))),
+        }
+    }
+}
+
+/// Indexes on the way to a manifest. One is usual, two happen; a chain without end is an attack.
+const NESTED: usize = 4;
+
+fn nested_too_deep() -> StoreError {
+    StoreError::limit("indexes nest too deep; one may list itself")
+}
+
+fn check_size(what: &str, size: u64, limits: &Limits) -> Result<(), StoreError> {
+    let most = limits.document_bytes;
+    if size > most { Err(StoreError::limit(format!("{what} is longer than {most} bytes"))) } else { Ok(()) }
 }
 
 #[derive(serde::Deserialize)]

@@ -193,8 +193,9 @@ fn a_killed_import_leaves_the_old_state_and_debris_for_the_sweep() {
         assert_eq!(lease.id(), before.image, "point {point}");
         assert!(lease.layers()[0].join("old").exists(), "point {point}");
         let swept = bench.store.sweep().unwrap();
-        let complete = usize::try_from(point).unwrap().div_ceil(2);
-        assert_eq!((swept.debris, swept.layers), (usize::from(point % 2 == 0), complete), "point {point}: {swept:?}");
+        // Each of the two layers is under way, complete or not begun, and at least one is begun.
+        assert!((1..=2).contains(&(swept.debris + swept.layers)), "point {point}: {swept:?}");
+        assert!(point > 0 || swept.debris > 0, "point {point}: {swept:?}");
         assert_eq!((bench.names("layers").len(), bench.names("tmp").len()), (1, 0), "point {point}");
     }
     let after = bench.import(REFERENCE, &new).unwrap();
