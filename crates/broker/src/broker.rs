@@ -9,7 +9,8 @@ use runner_guest::{Engine, IdRange, Leases, Owner, Places, Restored, restore};
 use runner_model::config::Settings;
 use runner_model::names::JobId;
 use runner_model::passwd;
-use runner_store::Store;
+use runner_pull::Puller;
+use runner_store::{Store, Unpacker};
 
 use crate::caller::{Caller, Peer};
 use crate::job::Jobs;
@@ -19,6 +20,7 @@ use crate::job::Jobs;
 pub struct Broker {
     pub(crate) engine: Engine,
     pub(crate) store: Arc<Store>,
+    pub(crate) puller: Puller,
     pub(crate) settings: Settings,
     pub(crate) jobs: Jobs,
     /// The official runner's user.
@@ -46,16 +48,19 @@ impl Broker {
             run: folders.run.clone(),
             jobs: folders.state.join("jobs"),
         };
-        let leases = Leases::new(settings.uid_range.base, settings.uid_range.count);
+        let ids = settings.uid_range;
+        let leases = Leases::new(ids.base, ids.guest_ids());
         anyhow::ensure!(
-            !leases.contains(owner.uid) && !leases.contains(owner.gid),
+            !ids.contains(owner.uid) && !ids.contains(owner.gid),
             "RUNNER_UID_RANGE: the ids of user '{}' lie in it, so guests could be that user; choose another range",
             settings.user
         );
         let engine = Engine::new(places, leases).await?;
         let store = Store::open(&folders.state.join("images")).context("the image store cannot be opened")?;
-        let store = Arc::new(store);
-        let broker = Self { engine, store, settings, jobs: Jobs::default(), owner };
+        let program = folders.programs.join("layer-unpack");
+        let store = Arc::new(store.with_unpacker(Unpacker::Sandboxed { program, base: ids.unpack_base() }));
+        let puller = Puller::new(Arc::clone(&store), &settings);
+        let broker = Self { engine, store, puller, settings, jobs: Jobs::default(), owner };
         broker.reap().await?;
         Ok(broker)
     }

@@ -37,6 +37,8 @@ pub struct Container {
     pub guest: Guest,
     /// Image reference, as asked for.
     pub image: String,
+    /// Digest that says exactly which image that was.
+    pub digest: String,
     /// Environment of every program.
     pub environment: Environment,
     /// Who programs run as.
@@ -67,6 +69,8 @@ pub struct JobSummary {
     pub machine: String,
     /// Image reference.
     pub image: String,
+    /// Digest of the image: the registry's, else the manifest's, else the image's id.
+    pub digest: String,
     /// Repository.
     pub repository: String,
     /// Workflow.
@@ -150,6 +154,7 @@ impl Jobs {
                     id: job.id.to_string(),
                     machine: job.container.guest.id().machine(),
                     image: job.container.image.clone(),
+                    digest: job.container.digest.clone(),
                     repository: job.labels.repository.clone(),
                     workflow: job.labels.workflow.clone(),
                     run_id: job.labels.run_id.clone(),

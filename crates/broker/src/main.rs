@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Parser;
 use runner_broker::broker::{Broker, Folders};
 use runner_broker::{logging, server};
-use runner_model::config::{Fragment, Merged, Settings};
 
 /// The privileged broker of the runner appliance: makes the guests that jobs run in.
 ///
@@ -21,7 +20,7 @@ use runner_model::config::{Fragment, Merged, Settings};
 )]
 struct Arguments {
     /// Configuration, in the grammar of systemd's EnvironmentFile=
-    #[arg(long, default_value = "/etc/runner/config.env")]
+    #[arg(long, default_value = runner_pull::CONFIG_FILE)]
     config: PathBuf,
     /// Where guest-enter, guest-exec and guest-sweep are
     #[arg(long, default_value = "/usr/lib/runner")]
@@ -56,7 +55,7 @@ fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let listener = inherited_socket()?;
-    let settings = settings(&arguments.config)?;
+    let settings = runner_pull::settings(&arguments.config)?;
     let folders = Folders { programs: arguments.programs, state: arguments.state, run: arguments.run };
     let broker = Arc::new(Broker::start(settings, &folders).await?);
     sd_notify::notify(&[sd_notify::NotifyState::Ready])?;
@@ -65,15 +64,6 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         outcome = server::serve(Arc::clone(&broker), listener) => outcome,
         () = broker.lost() => Err(anyhow::anyhow!("the connection to the system bus was lost")),
     }
-}
-
-fn settings(path: &std::path::Path) -> anyhow::Result<Settings> {
-    let fragments = match std::fs::read(path) {
-        Ok(contents) => vec![Fragment::parse(&path.display().to_string(), &contents)?],
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-    };
-    Ok(Merged::new(fragments)?.settings()?)
 }
 
 /// The listening socket systemd passes (sd_listen_fds(3)).

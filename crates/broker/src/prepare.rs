@@ -8,21 +8,19 @@ use anyhow::{Context, anyhow, bail};
 use runner_guest::{BootSpec, BoundSource, IdRange, Owner, Source, open_below};
 use runner_model::create_options::{self, CreateOptions};
 use runner_model::environ::{self, Environment};
-use runner_model::image_ref::Reference;
 use runner_model::message;
 use runner_model::musl::LibcFacts;
 use runner_model::names::JobId;
 use runner_model::passwd::{self, User};
 use runner_model::plan::{self, MountSource, PlannedMount};
-use runner_model::protocol::{
-    self, ContainerContext, ImageSource, JobContainer, PrepareJob, Prepared, Response, State,
-};
+use runner_model::protocol::{self, ContainerContext, JobContainer, PrepareJob, Prepared, Response, State};
 use runner_store::{ImageConfig, Lease};
 use runner_wire::Finished;
 
 use crate::broker::{Broker, random};
 use crate::call::{Cancellation, Output, Stop, success};
-use crate::caller::Caller;
+use crate::caller::{Caller, Labels};
+use crate::image::{Asked, exact_digest};
 use crate::job::{Container, Job};
 
 impl Broker {
@@ -52,9 +50,8 @@ impl Broker {
         };
 
         let id = self.jobs.reserve(&caller.runner, random);
-        let prepared = self
-            .unless_cancelled(&id, &mut cancellation, self.prepare_container(&id, caller, container, &output))
-            .await;
+        let making = self.prepare_container(&id, caller, container, &output, cancellation.clone());
+        let prepared = self.unless_cancelled(&id, &mut cancellation, making).await;
         match prepared {
             Ok((job, is_alpine)) => {
                 let response = Response::Prepared(Prepared {
@@ -69,7 +66,7 @@ impl Broker {
                     services: Vec::new(),
                 });
                 let machine = job.container.guest.id().machine();
-                tracing::info!(job_id = %id, machine, image = %job.container.image, "prepared job {id} in {machine}");
+                tracing::info!(job_id = %id, machine, image = %job.container.image, digest = %job.container.digest, "prepared job {id} in {machine}");
                 if !self.jobs.ready(Arc::new(job)) {
                     self.destroy(&id).await;
                     bail!("another call of this runner removed the job while it was being prepared");
@@ -110,6 +107,7 @@ impl Broker {
         caller: &Caller,
         container: &protocol::Container,
         output: &Output,
+        cancellation: Cancellation,
     ) -> anyhow::Result<(Job, bool)> {
         let options = create_options::parse(container.create_options.as_deref().unwrap_or_default())
             .context("args.container.createOptions")?;
@@ -126,7 +124,10 @@ impl Broker {
             &container.user_mounts,
             &options.volumes,
         )?;
-        let lease = self.image("args.container.image", &container.image).await?;
+        let asked =
+            Asked { field: "args.container.image", image: &container.image, registry: container.registry.as_ref() };
+        let lease = self.image(asked, Some(output), cancellation).await?;
+        let digest = exact_digest(&lease);
 
         let guest_id = id.guest(0).context("a job has a first guest")?;
         let (ids, job_ids) = (self.engine.lease()?, self.engine.lease()?);
@@ -157,7 +158,7 @@ impl Broker {
             description: format!("Container of {}", caller.labels.describe()),
             hostname: hostname.clone(),
             limits: options.limits,
-            log_fields: caller.labels.journal_fields(id.as_str()),
+            log_fields: log_fields(&caller.labels, id, &lease),
             mounts: bound,
             directories,
             files: files(&hostname),
@@ -175,6 +176,7 @@ impl Broker {
             container: Container {
                 guest,
                 image: lease.reference().to_owned(),
+                digest,
                 environment,
                 user,
                 directory,
@@ -182,27 +184,6 @@ impl Broker {
             },
         };
         Ok((job, is_alpine))
-    }
-
-    /// The image a container asks for, held in the store.
-    pub(crate) async fn image(&self, field: &'static str, image: &ImageSource) -> anyhow::Result<Lease> {
-        let text = match image {
-            ImageSource::Reference(text) => text,
-            ImageSource::Dockerfile(_) => {
-                bail!("args.container.dockerfile: a job container is not built; name an image")
-            }
-        };
-        let reference = Reference::parse(text).context(field)?;
-        // The store's lock may be held by somebody who takes his time.
-        let (store, name) = (Arc::clone(&self.store), reference.to_string());
-        let resolved = tokio::task::spawn_blocking(move || store.resolve(&name)).await?;
-        resolved.context(field)?.ok_or_else(|| {
-            anyhow!(
-                "{field}: '{}' is not in the store; bring it there with 'runnerctl image import {} SOURCE'",
-                reference.familiar(),
-                reference.familiar()
-            )
-        })
     }
 
     /// Opens what the planned mounts are about. The second part are directories to make in the container.
@@ -231,6 +212,14 @@ impl Broker {
         }
         Ok((bound, directories))
     }
+}
+
+/// Journal fields for a guest: whose it is and exactly what runs in it.
+pub(crate) fn log_fields(labels: &Labels, job: &JobId, lease: &Lease) -> Vec<String> {
+    let mut fields = labels.journal_fields(job.as_str());
+    fields.push(format!("RUNNER_IMAGE={}", lease.reference()));
+    fields.push(format!("RUNNER_IMAGE_DIGEST={}", exact_digest(lease)));
+    fields
 }
 
 /// Where programs start: what the options say, else the request, else the image.

@@ -19,7 +19,8 @@ use runner_wire::{Finished, RunRequest};
 use crate::broker::{Broker, bring_home, random};
 use crate::call::{Cancellation, Output, fresh_pipe};
 use crate::caller::{Labels, RunnerKey};
-use crate::prepare::{files, program};
+use crate::image::Asked;
+use crate::prepare::{files, log_fields, program};
 use crate::step::verdict;
 
 /// The operator's end of a program: a terminal's master three times, or three pipes.
@@ -53,7 +54,8 @@ impl Broker {
     ) -> anyhow::Result<(Started, Ends)> {
         let runner = RunnerKey { uid, name: format!("ci-nspawn-run {}", random()) };
         let job = self.jobs.reserve(&runner, random);
-        let begun = self.unless_cancelled(&job, &mut cancellation, self.boot_run(&job, request)).await;
+        let making = self.boot_run(&job, request, cancellation.clone());
+        let begun = self.unless_cancelled(&job, &mut cancellation, making).await;
         if begun.is_err() {
             self.destroy(&job).await;
         }
@@ -77,7 +79,12 @@ impl Broker {
         Ok(finished)
     }
 
-    async fn boot_run(&self, job: &JobId, request: &RunRequest) -> anyhow::Result<(Started, Ends)> {
+    async fn boot_run(
+        &self,
+        job: &JobId,
+        request: &RunRequest,
+        cancellation: Cancellation,
+    ) -> anyhow::Result<(Started, Ends)> {
         let mut environment = Environment::new();
         for entry in &request.environment {
             let (name, value) = entry.split_once('=').with_context(|| format!("--env {entry}: write NAME=value"))?;
@@ -85,7 +92,11 @@ impl Broker {
         }
         let lease = match request.image.as_str() {
             "" => None,
-            image => Some(self.image("--image", &ImageSource::Reference(image.to_owned())).await?),
+            image => {
+                let image = ImageSource::Reference(image.to_owned());
+                let asked = Asked { field: "--image", image: &image, registry: None };
+                Some(self.image(asked, None, cancellation).await?)
+            }
         };
         let guest_id = job.guest(0).context("a job has a first guest")?;
         let (ids, job_ids) = (self.engine.lease()?, self.engine.lease()?);
@@ -141,7 +152,10 @@ impl Broker {
             description: format!("ci-nspawn-run {}", arguments.first().map(String::as_str).unwrap_or_default()),
             hostname: machine.clone(),
             limits: runner_model::create_options::Limits::default(),
-            log_fields: Labels::default().journal_fields(job.as_str()),
+            log_fields: match &lease {
+                Some(lease) => log_fields(&Labels::default(), job, lease),
+                None => Labels::default().journal_fields(job.as_str()),
+            },
             mounts,
             directories: Vec::new(),
             files: files(&machine),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use runner_idmap as idmap;
 use runner_inside::enter::{Mount, Request};
 use runner_model::create_options::Limits;
 use runner_model::names::{GuestId, JobId};
@@ -20,7 +21,6 @@ use zbus_systemd::machine1::{MachineProxy, ManagerProxy as MachinedProxy};
 
 use crate::enter;
 use crate::guest::Guest;
-use crate::idmap;
 use crate::leases::{IdRange, Leases};
 use crate::network;
 use crate::overlay;
@@ -113,6 +113,21 @@ pub struct Receipt {
     pub left: Vec<String>,
 }
 
+/// The root of a container: `layers`, topmost first, under a new writable layer in the folder `scratch`, for a guest whose
+/// ids start at `base`; and what the image says of itself. Blocks.
+///
+/// # Errors
+/// When the kernel refuses one of the mounts.
+pub fn assemble(layers: &[PathBuf], scratch: &Path, base: u32) -> anyhow::Result<(Root, ImageFacts)> {
+    let lines = idmap::image(base);
+    let namespace = idmap::namespace(&lines, &lines).context("cannot make a user namespace")?;
+    let mount =
+        overlay::mount_overlay(layers, scratch, base, &namespace).context("cannot put the image's layers together")?;
+    let root = Root { mount };
+    let facts = root.facts();
+    Ok((root, facts))
+}
+
 /// The engine.
 #[derive(Debug, Clone)]
 pub struct Engine {
@@ -172,16 +187,7 @@ impl Engine {
     ) -> anyhow::Result<(Root, ImageFacts)> {
         let scratch = self.job_folder(id.job()).join(id.to_string());
         let base = ids.base();
-        tokio::task::spawn_blocking(move || {
-            let lines = idmap::image(base);
-            let namespace = idmap::namespace(&lines, &lines).context("cannot make a user namespace")?;
-            let mount = overlay::mount_overlay(&layers, &scratch, base, &namespace)
-                .context("cannot put the image's layers together")?;
-            let root = Root { mount };
-            let facts = root.facts();
-            Ok((root, facts))
-        })
-        .await?
+        tokio::task::spawn_blocking(move || assemble(&layers, &scratch, base)).await?
     }
 
     /// Boots a guest with that root.

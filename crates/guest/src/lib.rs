@@ -9,7 +9,7 @@
 //! | module | what is decided there |
 //! | --- | --- |
 //! | `systemd` | how unit jobs are started and awaited, on the host and in guests |
-//! | `idmap` | who owns a file in a guest and on disk |
+//! | crate `runner-idmap` | who owns a file in a guest and on disk |
 //! | `overlay`, `root` | how layers become a container's root, and what is read from it |
 //! | `source` | which file of the host a mount really is |
 //! | `tree` | what a guest's own PID 1 sees |
@@ -24,7 +24,6 @@
 mod engine;
 mod enter;
 mod guest;
-mod idmap;
 mod leases;
 mod network;
 mod overlay;
@@ -36,7 +35,7 @@ mod step;
 mod systemd;
 mod tree;
 
-pub use engine::{BootError, BootSpec, BoundSource, Engine, Places, Receipt};
+pub use engine::{BootError, BootSpec, BoundSource, Engine, Places, Receipt, assemble};
 pub use guest::Guest;
 pub use leases::{IdRange, Leases};
 pub use ownership::{Restored, restore};

@@ -149,11 +149,11 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
 }
 
 /// Whether the first part of a name is a host: it could not be a Docker Hub namespace, or is `localhost`.
-fn is_domain(part: &str) -> bool {
+pub(crate) fn is_domain(part: &str) -> bool {
     part == "localhost" || part.contains(['.', ':', '[']) || part.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
-fn check_domain(text: &str) -> Result<String, &'static str> {
+pub(crate) fn check_domain(text: &str) -> Result<String, &'static str> {
     const BAD: &str = "bad registry host; write HOST[:PORT]/NAME[:TAG], as in `ghcr.io/octo/tool:1`";
     let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, after)) => {
@@ -186,7 +186,7 @@ fn check_domain(text: &str) -> Result<String, &'static str> {
     Ok(if text == "index.docker.io" { DOCKER_HUB.to_owned() } else { text.to_owned() })
 }
 
-fn check_path(path: &str) -> Result<(), &'static str> {
+pub(crate) fn check_path(path: &str) -> Result<(), &'static str> {
     if path.bytes().any(|byte| byte.is_ascii_uppercase()) {
         return Err("repository names are lower case; write it in lower case");
     }
@@ -208,7 +208,7 @@ fn is_path_component(part: &str) -> bool {
             .all(|separator| matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-'))
 }
 
-fn check_tag(tag: &str) -> Result<String, &'static str> {
+pub(crate) fn check_tag(tag: &str) -> Result<String, &'static str> {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let ok = tag.bytes().next().is_some_and(word)
         && tag.len() <= 128
@@ -220,7 +220,7 @@ fn check_tag(tag: &str) -> Result<String, &'static str> {
     }
 }
 
-fn check_digest(digest: &str) -> Result<String, &'static str> {
+pub(crate) fn check_digest(digest: &str) -> Result<String, &'static str> {
     let (algorithm, hex) = digest.split_once(':').unwrap_or((digest, ""));
     let digits = match algorithm {
         "sha256" => 64,

@@ -4,3 +4,12 @@ pub mod image;
 pub mod jobs;
 pub mod run;
 pub mod terminal;
+
+/// How a command ended that printed all there is to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// As asked.
+    Success,
+    /// Not, or not in whole.
+    Failure,
+}

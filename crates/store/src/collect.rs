@@ -78,6 +78,7 @@ impl Store {
     /// [`ErrorKind::Damaged`] when a reference cannot be read: then nothing is collected, since it might be needed.
     pub fn sweep(&self) -> Result<Swept, StoreError> {
         let collecting = self.layout.lock(Share::Exclusive)?;
+        self.forget_lost()?;
         let debris = self.debris()?;
         let mut collected = self.collect()?;
         drop(collecting);
@@ -174,7 +175,7 @@ impl Store {
 
     /// Everything in `tmp/` that nobody works in. The caller holds the store's lock exclusively, under which nobody is
     /// between making something there and locking it.
-    fn debris(&self) -> Result<Vec<Trash>, StoreError> {
+    pub(crate) fn debris(&self) -> Result<Vec<Trash>, StoreError> {
         let tmp = self.layout.tmp.as_fd();
         let failed = |error: Errno| StoreError::io("look for debris in tmp/", error);
         let mut debris = Vec::new();
@@ -220,7 +221,7 @@ pub(crate) struct Collected {
 }
 
 /// Names in a folder that are a digest's digits and `suffix`; whatever else is there is not ours to judge.
-fn digests_in(folder: &OwnedFd, suffix: &str) -> rustix::io::Result<Vec<Digest>> {
+pub(crate) fn digests_in(folder: &OwnedFd, suffix: &str) -> rustix::io::Result<Vec<Digest>> {
     let names = tree::names(folder.as_fd())?;
     let digest = |name: Vec<u8>| Digest::from_hex(std::str::from_utf8(&name).ok()?.strip_suffix(suffix)?);
     Ok(names.into_iter().filter_map(digest).collect())

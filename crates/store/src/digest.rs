@@ -30,6 +30,11 @@ impl Digest {
         text
     }
 
+    /// The 32 bytes themselves.
+    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// Reads 64 lower-case digits without the algorithm.
     pub(crate) fn from_hex(text: &str) -> Option<Digest> {
         let digits = text.as_bytes();
@@ -88,6 +93,16 @@ pub(crate) struct Hasher(Sha256);
 impl Hasher {
     pub(crate) fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
+    }
+
+    /// As many zeros: what a hole reads as.
+    pub(crate) fn update_zeros(&mut self, mut count: u64) {
+        static ZEROS: [u8; 16 << 10] = [0; 16 << 10];
+        while count > 0 {
+            let part = usize::try_from(count).unwrap_or(usize::MAX).min(ZEROS.len());
+            self.0.update(&ZEROS[..part]);
+            count -= part as u64;
+        }
     }
 
     pub(crate) fn finish(self) -> Digest {

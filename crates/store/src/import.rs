@@ -178,8 +178,8 @@ impl Store {
                     let root = new_root(stage)?;
                     let report = &mut |done| progress(Progress::Unpacking { index: 0, total: 1, done, size });
                     let packed = Packed::stretch(file, 0, u64::MAX);
-                    let unpacked = unpack_layer(packed, None, root.as_fd(), &mut budget, report)?;
-                    let UnpackedLayer { diff_id: digest, stats, marked_end } = unpacked;
+                    let unpacked = unpack_layer(&self.unpacker, packed, None, root.as_fd(), &mut budget, report)?;
+                    let UnpackedLayer { diff_id: digest, stats, marked_end, tree } = unpacked;
                     if !marked_end {
                         // No digest says what should be there, so the mark is all that tells a whole archive.
                         return Err(StoreError::bad("archive has no end mark, it is probably truncated"));
@@ -187,7 +187,7 @@ impl Store {
                     if stats.entries == 0 {
                         return Err(StoreError::bad("archive has no entries"));
                     }
-                    Ok((digest, LayerRecord { form: LayerForm::Tar, stats }))
+                    Ok((digest, LayerRecord { form: LayerForm::Tar, tree: Some(tree), unsettled: None, stats }))
                 })
             }
         }
@@ -234,11 +234,11 @@ impl Store {
                 progress(Progress::Unpacking { index: 0, total: 1, done, size: None });
             }
         };
-        let stats = copy::copy_tree(tree.as_fd(), root.as_fd(), tree::inode(&store), budget, report)?;
+        let (stats, tree) = copy::copy_tree(tree.as_fd(), root.as_fd(), tree::inode(&store), budget, report)?;
         if stats.entries == 0 {
             return Err(StoreError::bad("the root tree is empty"));
         }
-        Ok((copy::tree_digest(root.as_fd())?, LayerRecord { form: LayerForm::Tree, stats }))
+        Ok((tree, LayerRecord { form: LayerForm::Tree, tree: Some(tree), unsettled: None, stats }))
     }
 
     /// Writes blobs, record and reference, in the order in which each needs the one before.
@@ -250,6 +250,10 @@ impl Store {
     ) -> Result<(Imported, Lease), StoreError> {
         let layout = &self.layout;
         let image = Digest::of(named.config);
+        if named.digest.is_none() {
+            // It may be the only copy. What came from a registry can come again, and is settled when there is time.
+            self.settle()?;
+        }
         let publishing = layout.lock(Share::Shared)?;
         // Blobs are written over, not left alone: the same bytes when they were right, a repair when they were not.
         layout.write_file(layout.blobs.as_fd(), &image.hex(), named.config)?;
@@ -345,7 +349,7 @@ impl Store {
 
 /// The folder a layer is unpacked into, with the attributes it keeps when no entry describes it.
 pub(crate) fn new_root(stage: &Stage<'_>) -> Result<OwnedFd, StoreError> {
-    make_dir(stage.as_fd(), b"root", false)
+    make_dir(stage.as_fd(), b"root")
 }
 
 /// References come in canonical form; what cannot be one is refused before anything is written under it.

@@ -1,5 +1,6 @@
 //! Having the layers of an image: several at a time, each unpacked once whoever needs it.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::num::NonZero;
 use std::os::fd::AsFd;
@@ -12,6 +13,7 @@ use crate::error::{ErrorKind, StoreError};
 use crate::import::{Claim, Held, Imported, Named, Progress, new_root};
 use crate::layout::{LayerForm, LayerRecord, LayerStats};
 use crate::limits::Budget;
+use crate::prune::Scope;
 use crate::remote::{BlobRequest, Partial, Remote};
 use crate::source::{ImageSource, LayerBytes, LayerSource};
 use crate::unpacker::{Packed, UnpackedLayer, unpack_layer};
@@ -19,6 +21,9 @@ use crate::{Lease, Store};
 
 /// Layers under way at a time, at most. Each is two busy threads while its bytes come fast.
 const AT_A_TIME: usize = 3;
+
+/// Bytes on disk for a packed byte, roughly: itself until its layer is done, and what it unpacks to.
+const SPACE_FOR_A_BYTE: u64 = 4;
 
 /// The layers of one image, as the threads that work on them see them.
 struct Work<'a> {
@@ -42,6 +47,7 @@ impl Store {
     ) -> Result<(Imported, Lease), StoreError> {
         let (parsed, _) = ImageConfig::parse(&image.config)?;
         parsed.check_platform()?;
+        self.make_room(image)?;
         let mut order: Vec<usize> = (0..image.layers.len()).collect();
         order.sort_by_key(|&index| std::cmp::Reverse(image.layers[index].blob.map_or(0, |(_, size)| size)));
         let work = Work {
@@ -56,6 +62,41 @@ impl Store {
         let ImageSource { config, manifest, digest, documents, .. } = image;
         let named = Named { config, manifest: *manifest, digest: *digest, documents };
         self.publish(reference, &named, &held)
+    }
+}
+
+impl Store {
+    /// Removes images that were not used for longest if what is to be fetched would not fit. Nothing is fetched that has
+    /// no chance to.
+    fn make_room(&self, image: &ImageSource<'_>) -> Result<(), StoreError> {
+        if !image.is_remote() {
+            return Ok(());
+        }
+        let mut missing = HashMap::new();
+        for layer in &image.layers {
+            if let Some((_, size)) = layer.blob
+                && !self.has_layer(&layer.diff_id)?
+            {
+                missing.insert(layer.diff_id, size);
+            }
+        }
+        let packed = missing.values().fold(0, |sum: u64, size| sum.saturating_add(*size));
+        let wanted = packed.saturating_mul(SPACE_FOR_A_BYTE);
+        // Packed and unpacked, it takes this much at the very least.
+        let least = packed.saturating_mul(2);
+        let mut space = self.space()?;
+        // What does not even fit an empty disk is no reason to empty it: the sizes are the registry's word.
+        if space.free < wanted && space.total >= least {
+            self.prune(Scope::Room(wanted), &mut |_| {})?;
+            space = self.space()?;
+        }
+        if space.free < least {
+            let free = space.free;
+            let cause =
+                format!("{packed} bytes to fetch and only {free} bytes free; remove other files, or images in use");
+            return Err(StoreError::new(ErrorKind::NoSpace, cause));
+        }
+        Ok(())
     }
 }
 
@@ -166,23 +207,19 @@ impl Work<'_> {
             } else {
                 (Packed::stretch(partial.reader()?, 0, size), None)
             };
-            let unpacked = self.unpack(index, layer, packed, size, report);
-            // The pipe is closed by now, so that this does not take long.
-            let fetched = outcome.map_or(Ok(()), |outcome| outcome());
-            match (unpacked, fetched) {
-                // Everything came, whatever went wrong after that.
-                (Ok(stats), _) => return Ok(stats),
-                (Err(error), fetched) if error.kind() == ErrorKind::DigestMismatch => {
-                    // Too few bytes, and this is why.
-                    fetched?;
-                    if origin_only || (have == 0 && !remote.has_mirrors()) {
-                        return Err(error);
-                    }
-                    origin_only = true;
-                    partial.start_over()?;
-                }
-                (Err(error), _) => return Err(error),
+            let error = match self.unpack(index, layer, packed, size, report) {
+                // Everything came, whatever may have gone wrong after that.
+                Ok(stats) => return Ok(stats),
+                Err(error) if error.kind() == ErrorKind::DigestMismatch => error,
+                Err(error) => return Err(error),
+            };
+            // Too few bytes are wrong bytes, and this is why there were too few.
+            outcome.map_or(Ok(()), |outcome| outcome())?;
+            if origin_only || (have == 0 && !remote.has_mirrors()) {
+                return Err(error);
             }
+            origin_only = true;
+            partial.start_over()?;
         }
     }
 
@@ -201,13 +238,14 @@ impl Work<'_> {
         report(0);
         let before = held(&self.budget).clone();
         let mut budget = before.clone();
-        let UnpackedLayer { diff_id, stats, .. } = unpack_layer(packed, layer.blob, root.as_fd(), &mut budget, report)?;
+        let UnpackedLayer { diff_id, stats, tree, .. } =
+            unpack_layer(&self.store.unpacker, packed, layer.blob, root.as_fd(), &mut budget, report)?;
         held(&self.budget).spend_as(&before, &budget)?;
         if diff_id != layer.diff_id {
             let cause = format!("unpacks to {diff_id}, which is not its diff id");
             return Err(StoreError::new(ErrorKind::DigestMismatch, cause));
         }
-        stage.publish(&diff_id, &LayerRecord { form: LayerForm::Tar, stats })?;
+        stage.publish(&diff_id, &LayerRecord { form: LayerForm::Tar, tree: Some(tree), unsettled: None, stats })?;
         Ok(stats)
     }
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -57,8 +58,30 @@ pub(crate) struct ImageRecord {
 pub(crate) struct LayerRecord {
     /// `tar`: HEX is the digest of the uncompressed archive. `tree`: HEX is the tree digest.
     pub(crate) form: LayerForm,
+    /// Digest of the unpacked tree; of a layer of form `tree` it is the name. Absent in records of earlier programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tree: Option<Digest>,
+    /// Set until all of the layer is known to be on the disk: the boot it was written in, after which it is worth nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unsettled: Option<String>,
     #[serde(flatten)]
     pub(crate) stats: LayerStats,
+}
+
+impl LayerRecord {
+    /// Whether the machine stopped before the layer was known to be on the disk.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.unsettled.as_deref().is_some_and(|boot| boot != this_boot())
+    }
+}
+
+/// Names the time since the machine started (proc_sys_kernel(5), `random/boot_id`); empty where nothing does, which is no
+/// boot of any record.
+pub(crate) fn this_boot() -> &'static str {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    BOOT.get_or_init(|| {
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    })
 }
 
 /// What a layer's name is the digest of.
@@ -219,9 +242,12 @@ impl Layout {
         Ok(found)
     }
 
+    /// A layer's record; `None` for one that is not there, and for one that did not reach the disk before the machine
+    /// stopped.
     pub(crate) fn read_layer(&self, layer: &Digest) -> Result<Option<LayerRecord>, StoreError> {
         let name = format!("{}/layer.json", layer.hex());
-        Ok(self.read_record(self.layers.as_fd(), &name)?.map(|(record, _)| record))
+        let found = self.read_record::<LayerRecord>(self.layers.as_fd(), &name)?;
+        Ok(found.map(|(record, _)| record).filter(|record| !record.is_lost()))
     }
 
     /// Makes or replaces a reference. Its time of last use is now.
@@ -293,15 +319,14 @@ impl Stage<'_> {
         self.lock.as_fd()
     }
 
-    /// Writes `layer.json`, brings everything to the disk and makes the folder `layers/HEX`. The caller holds the
-    /// layer's lock exclusively and has seen that there is no such layer.
+    /// Writes `layer.json` and makes the folder `layers/HEX`. It is complete for every process from now on, and for the
+    /// next boot once it is settled. The caller holds the layer's lock exclusively and has seen that there is no such layer.
     pub(crate) fn publish(mut self, layer: &Digest, record: &LayerRecord) -> Result<(), StoreError> {
         let doing = |error| StoreError::io(format_args!("publish layers/{}", layer.hex()), error);
-        let text = serde_json::to_vec(record).expect("numbers and flags always serialise");
+        let record = LayerRecord { unsettled: Some(this_boot().to_owned()), ..record.clone() };
+        let text = serde_json::to_vec(&record).expect("numbers and flags always serialise");
         let mut file = File::from(create_file(self.as_fd(), "layer.json").map_err(doing)?);
         file.write_all(&text).map_err(|error| StoreError::io("write layer.json", error))?;
-        // One syncfs instead of an fsync for each of a hundred thousand files.
-        rustix::fs::syncfs(self.as_fd()).map_err(doing)?;
         let layout = self.layout;
         let name = layer.hex();
         let place =
@@ -317,7 +342,7 @@ impl Stage<'_> {
             other => other.map_err(doing)?,
         }
         self.published = true;
-        rustix::fs::fsync(&layout.layers).map_err(doing)
+        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ mod archive;
 mod collect;
 mod compression;
 mod config;
+mod confined;
 mod copy;
 mod digest;
 mod entries;
@@ -27,15 +28,20 @@ mod lock;
 mod manifest;
 mod prune;
 mod remote;
+mod sandbox;
+mod settle;
 mod source;
 mod tree;
+mod tree_digest;
 mod unpack;
 mod unpacker;
+mod verify;
 
 use std::path::Path;
 
 pub use collect::{Removed, Swept};
 pub use config::{Healthcheck, ImageConfig};
+pub use confined::serve as serve_layer_unpack;
 pub use digest::Digest;
 pub use error::{ErrorKind, StoreError};
 pub use import::{Imported, Progress};
@@ -46,12 +52,15 @@ pub use listing::{ImageSummary, Inspected, InspectedLayer, Known};
 pub use prune::{Pruned, Scope, Space};
 pub use remote::{BlobRequest, Fetching, Remote};
 pub use source::Source;
+pub use unpacker::Unpacker;
+pub use verify::{Finding, Gravity, Verifying};
 
 /// An image store. Cheap to open; hold one per process.
 #[derive(Debug)]
 pub struct Store {
     layout: layout::Layout,
     limits: Limits,
+    unpacker: Unpacker,
 }
 
 impl Store {
@@ -68,7 +77,7 @@ impl Store {
     /// # Errors
     /// As [`open`](Store::open).
     pub fn open_with(root: &Path, limits: Limits) -> Result<Store, StoreError> {
-        Ok(Store { layout: layout::Layout::open(root)?, limits })
+        Ok(Store { layout: layout::Layout::open(root)?, limits, unpacker: Unpacker::InProcess })
     }
 
     /// The store's folder, without symbolic links.

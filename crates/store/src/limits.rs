@@ -1,12 +1,19 @@
 //! Bounds that keep a hostile image from filling the disk, the memory or the day.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::StoreError;
 
 /// Bounds on what an import may cost. The byte and entry bounds hold for one import, all its layers together.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes after decompression, and the logical size of sparse files; 64 GiB.
     pub decompressed_bytes: u64,
+    /// Bytes a layer may unpack to for each packed byte, 200. What is packed better than that is a bomb; a Debian root is
+    /// packed 2 to 4 times.
+    pub expansion: u64,
+    /// Bytes a layer may unpack to however well it is packed; 1 GiB. An image may have a large empty file.
+    pub expansion_free: u64,
     /// Tar entries or files of a tree; 4 million.
     pub entries: u64,
     /// Bytes of one path or link target, 4095 (`PATH_MAX` without its NUL).
@@ -23,6 +30,8 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             decompressed_bytes: 64 << 30,
+            expansion: 200,
+            expansion_free: 1 << 30,
             entries: 4_000_000,
             path_bytes: 4095,
             depth: 255,
@@ -49,8 +58,17 @@ impl Budget {
         &self.limits
     }
 
+    /// What another process has left of a budget.
+    pub(crate) fn remaining(limits: Limits, bytes: u64, entries: u64) -> Budget {
+        Budget { bytes, entries, limits }
+    }
+
     pub(crate) fn bytes_left(&self) -> u64 {
         self.bytes
+    }
+
+    pub(crate) fn entries_left(&self) -> u64 {
+        self.entries
     }
 
     pub(crate) fn spend_bytes(&mut self, n: u64) -> Result<(), StoreError> {

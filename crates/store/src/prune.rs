@@ -132,7 +132,7 @@ impl Store {
             let used = file.metadata().and_then(|metadata| metadata.modified());
             all.push((record.reference, used.unwrap_or(SystemTime::UNIX_EPOCH)));
         }
-        all.sort_by(|(_, one), (_, other)| one.cmp(other));
+        all.sort_by_key(|(_, used)| *used);
         Ok(all)
     }
 

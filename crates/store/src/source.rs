@@ -399,6 +399,11 @@ impl<'a> ImageSource<'a> {
         Err(nested_too_deep())
     }
 
+    /// Whether layers have to be fetched.
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self.container, Container::Remote(_))
+    }
+
     /// The packed bytes of a layer, or where to fetch them.
     pub(crate) fn open_layer(&self, layer: &LayerSource) -> Result<LayerBytes<'a>, StoreError> {
         if let Container::Remote(remote) = self.container {

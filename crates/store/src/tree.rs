@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{AtFlags, Dir, Gid, Mode, OFlags, RawDir, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use crate::digest::Hasher;
+
 /// Highest id a guest has; its user namespace maps 0 to this and nothing else.
 pub(crate) const MAX_ID: u32 = 65_535;
 
@@ -131,21 +133,27 @@ pub(crate) struct Metadata {
 }
 
 impl Metadata {
-    /// Puts everything on an open file or directory. The owner comes first, because a change of owner clears set-id bits
-    /// and capabilities. Gives the number of attributes the file system cannot hold.
-    pub(crate) fn apply(&self, fd: BorrowedFd<'_>) -> io::Result<u64> {
-        rustix::fs::fchown(fd, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))?;
-        rustix::fs::fchmod(fd, Mode::from_raw_mode(self.mode & 0o7777))?;
-        let mut dropped = 0;
+    /// Puts everything on an open file or directory of which `stat` is known, and gives the attributes it has now: all
+    /// but those that the file system cannot hold. The owner comes first, because a change of owner clears set-id bits
+    /// and capabilities.
+    pub(crate) fn apply(&self, fd: BorrowedFd<'_>, stat: &Stat) -> io::Result<Xattrs> {
+        let mode = self.mode & 0o7777;
+        if (stat.st_uid, stat.st_gid) != (self.uid, self.gid) {
+            rustix::fs::fchown(fd, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))?;
+            rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?;
+        } else if stat.st_mode & 0o7777 != mode {
+            rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?;
+        }
+        let mut held = Vec::new();
         for (name, value) in &self.xattrs {
             match rustix::fs::fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()) {
-                Ok(()) => {}
-                Err(Errno::OPNOTSUPP) if name.starts_with(b"user.") => dropped += 1,
+                Ok(()) => held.push((name.clone(), value.clone())),
+                Err(Errno::OPNOTSUPP) if name.starts_with(b"user.") => {}
                 Err(error) => return Err(error.into()),
             }
         }
         rustix::fs::futimens(fd, &times(self.mtime))?;
-        Ok(dropped)
+        Ok(held)
     }
 
     /// The same for a symbolic link, which has neither mode nor attributes of ours.
@@ -155,6 +163,21 @@ impl Metadata {
         rustix::fs::utimensat(dir, name, &times(self.mtime), AtFlags::SYMLINK_NOFOLLOW)?;
         Ok(())
     }
+}
+
+/// Marks a directory opaque, which takes `CAP_SYS_ADMIN` in the first user namespace.
+pub(crate) fn mark_opaque(dir: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::fs::fsetxattr(dir, OPAQUE, b"y", XattrFlags::empty())?)
+}
+
+/// An attribute in the form in which the kernel gives it back: capabilities with root id 0 read as version 2, however
+/// they are stored (capabilities(7)).
+pub(crate) fn plain_xattr((name, mut value): (Vec<u8>, Vec<u8>)) -> (Vec<u8>, Vec<u8>) {
+    if name == b"security.capability" && value.len() == 24 {
+        value.truncate(20);
+        value[3] = 2;
+    }
+    (name, value)
 }
 
 /// Whether an image may bring this attribute. `trusted.*` and `user.overlay.*` steer overlayfs, the rest of `security.*`
@@ -232,29 +255,33 @@ pub(crate) enum CopyError {
     Write(io::Error),
 }
 
-/// Copies exactly `length` bytes to `offset` of `file`, leaving holes where the source has a whole buffer of zeros. The
-/// caller sets the file's length afterwards.
+/// Copies exactly `length` bytes to `offset` of `file`, leaving holes where the source has a whole buffer of zeros, and
+/// hashes them. Gives the offset behind the last byte written; the caller sets the file's length if it is beyond.
 pub(crate) fn copy_bytes(
     source: &mut dyn Read,
     file: &File,
     mut offset: u64,
     length: u64,
+    hasher: &mut Hasher,
     buffer: &mut [u8; BUFFER],
-) -> Result<(), CopyError> {
+) -> Result<u64, CopyError> {
     let mut left = length;
+    let mut written = 0;
     while left > 0 {
         let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
         let chunk = &mut buffer[..want];
         // Full buffers, so that whether a hole is left does not depend on how the source splits its reads.
         source.read_exact(chunk).map_err(CopyError::Read)?;
-        let hole = want >= 4096 && *chunk == ZEROS[..want];
-        if !hole {
-            file.write_all_at(chunk, offset).map_err(CopyError::Write)?;
-        }
+        hasher.update(chunk);
         offset += want as u64;
         left -= want as u64;
+        let hole = want >= 4096 && *chunk == ZEROS[..want];
+        if !hole {
+            file.write_all_at(chunk, offset - want as u64).map_err(CopyError::Write)?;
+            written = offset;
+        }
     }
-    Ok(())
+    Ok(written)
 }
 
 #[cfg(test)]
@@ -284,5 +311,9 @@ mod tests {
         for (name, value, kept) in cases {
             assert_eq!(may_keep_xattr(name, value), kept, "{} {value:?}", name.escape_ascii());
         }
+        let name = b"security.capability".to_vec();
+        v3[4..8].copy_from_slice(&v2[4..8]);
+        assert_eq!(plain_xattr((name.clone(), v3.to_vec())), (name.clone(), v2.to_vec()));
+        assert_eq!(plain_xattr((name.clone(), v2.to_vec())), (name, v2.to_vec()));
     }
 }

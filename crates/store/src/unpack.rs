@@ -5,17 +5,19 @@
 //! absolute targets end at that root. The folder is ours alone (0700 above it, and locked), so nothing changes under us.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec};
 use rustix::io::Errno;
 
+use crate::digest::{Digest, Hasher};
 use crate::entries::{Entries, Entry, Kind};
 use crate::error::{StoreError, quoted};
 use crate::layout::LayerStats;
 use crate::limits::{Budget, Limits};
 use crate::tree::{self, BUFFER, CopyError, MAX_ID, Metadata};
+use crate::tree_digest::{Recorded, recorded_digest};
 
 /// Symbolic links followed for one path, as in the kernel.
 const MAX_LINKS: usize = 40;
@@ -26,11 +28,16 @@ const WHITEOUT: &[u8] = b".wh.";
 /// Prefix of AUFS's own files, of which only the opaque mark means something.
 const AUFS: &[u8] = b".wh..wh.";
 
+/// Marks a directory opaque. That takes a right nobody has in a user namespace, so in a sandbox somebody else does it.
+pub(crate) type MarkOpaque<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>;
+
 /// What unpacking gave.
 pub(crate) struct Unpacked {
     pub(crate) stats: LayerStats,
     /// Whether the archive had its end mark.
     pub(crate) marked_end: bool,
+    /// Tree digest of what was unpacked.
+    pub(crate) tree: Digest,
 }
 
 /// Unpacks a tar stream, up to its end mark, into `root`.
@@ -38,6 +45,7 @@ pub(crate) fn unpack(
     reader: &mut impl Read,
     root: BorrowedFd<'_>,
     budget: &mut Budget,
+    mark: MarkOpaque<'_>,
 ) -> Result<Unpacked, StoreError> {
     let stat = rustix::fs::fstat(root).map_err(|error| StoreError::io("look at the new layer", error))?;
     let mut entries = Entries::new(reader);
@@ -47,6 +55,8 @@ pub(crate) fn unpack(
         parent: None,
         way_changed: false,
         budget,
+        mark,
+        recorded: Recorded::default(),
         stats: LayerStats::default(),
         buffer: Box::new([0; BUFFER]),
     };
@@ -56,7 +66,8 @@ pub(crate) fn unpack(
         unpacker.stats.entries += 1;
     }
     unpacker.leave()?;
-    Ok(Unpacked { stats: unpacker.stats, marked_end: entries.marked_end() })
+    let tree = recorded_digest(root, &unpacker.recorded)?;
+    Ok(Unpacked { stats: unpacker.stats, marked_end: entries.marked_end(), tree })
 }
 
 struct Unpacker<'a> {
@@ -67,6 +78,8 @@ struct Unpacker<'a> {
     /// Something was removed since `parent` was opened.
     way_changed: bool,
     budget: &'a mut Budget,
+    mark: MarkOpaque<'a>,
+    recorded: Recorded,
     stats: LayerStats,
     buffer: Box<[u8; BUFFER]>,
 }
@@ -123,7 +136,8 @@ impl Unpacker<'_> {
         }
         self.leave()?;
         let metadata = self.metadata(entry)?;
-        self.dress_directory(self.root, &metadata)
+        let stat = rustix::fs::fstat(self.root).map_err(|error| StoreError::io("look at the new layer", error))?;
+        self.dress_directory(self.root, &stat, &metadata)
     }
 
     fn metadata(&mut self, entry: &Entry) -> Result<Metadata, StoreError> {
@@ -135,7 +149,7 @@ impl Unpacker<'_> {
         };
         let (seconds, nanos) = entry.mtime;
         let kept = entry.xattrs.iter().filter(|(name, value)| tree::may_keep_xattr(name, value));
-        let xattrs: Vec<_> = kept.cloned().collect();
+        let xattrs: Vec<_> = kept.cloned().map(tree::plain_xattr).collect();
         self.stats.xattrs_dropped += (entry.xattrs.len() - xattrs.len()) as u64;
         Ok(Metadata {
             uid: id("uid", entry.uid)?,
@@ -156,7 +170,9 @@ impl Unpacker<'_> {
         // The stream's own cap covers what is stored; holes cost nothing here, but much to whoever copies the file.
         self.budget.spend_bytes(entry.size.saturating_sub(entry.stored))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let create = |dir: BorrowedFd<'_>| rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600));
+        // Mostly these are the bits it keeps. Nobody else can get here.
+        let mode = Mode::from_raw_mode(metadata.mode & 0o777);
+        let create = |dir: BorrowedFd<'_>| rustix::fs::openat(dir, name, flags, mode);
         let fd = match create(self.here()) {
             Err(Errno::EXIST) => {
                 self.clear(name)?;
@@ -165,65 +181,108 @@ impl Unpacker<'_> {
             other => other,
         };
         let file = File::from(fd.map_err(|error| StoreError::io("create the file", error))?);
+        let stat = rustix::fs::fstat(&file).map_err(|error| StoreError::io("look at the file", error))?;
         let whole = [(0, entry.size)];
         let pieces = entry.sparse.as_deref().unwrap_or(&whole);
+        let mut hasher = Hasher::default();
+        let (mut end, mut written) = (0, 0);
         for &(offset, length) in pieces {
-            tree::copy_bytes(content, &file, offset, length, &mut self.buffer).map_err(|error| match error {
+            hasher.update_zeros(offset - end);
+            end = offset + length;
+            let last = tree::copy_bytes(content, &file, offset, length, &mut hasher, &mut self.buffer);
+            let last = last.map_err(|error| match error {
                 CopyError::Read(error) => StoreError::io("read the archive", error),
                 CopyError::Write(error) => StoreError::io("write the file", error),
             })?;
+            written = written.max(last);
         }
-        if entry.size > 0 {
+        if written < entry.size {
             file.set_len(entry.size).map_err(|error| StoreError::io("set the size of the file", error))?;
         }
+        if entry.size > 0 {
+            hasher.update_zeros(entry.size - end);
+            self.recorded.content(stat.st_ino, hasher.finish());
+        }
         self.stats.bytes += entry.size;
-        let dropped = metadata.apply(file.as_fd()).map_err(|error| StoreError::io("set owner and mode", error))?;
-        self.stats.xattrs_dropped += dropped;
+        self.dress(file.as_fd(), &stat, metadata)
+    }
+
+    /// Owner, mode, attributes and time of a file or directory.
+    fn dress(&mut self, fd: BorrowedFd<'_>, stat: &Stat, metadata: &Metadata) -> Result<(), StoreError> {
+        let held = metadata.apply(fd, stat).map_err(|error| StoreError::io("set owner and mode", error))?;
+        self.stats.xattrs_dropped += (metadata.xattrs.len() - held.len()) as u64;
+        self.recorded.attributes(stat.st_ino, held);
         Ok(())
     }
 
     fn directory(&mut self, name: &[u8], metadata: &Metadata) -> Result<(), StoreError> {
-        let replaced = match tree::stat_name(self.here(), name).map_err(|error| StoreError::io("look at it", error))? {
-            Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => None,
-            Some(_) => Some(true),
-            None => Some(false),
+        let mode = Mode::from_raw_mode(metadata.mode & 0o777);
+        let failed = |error: Errno| StoreError::io("create the directory", error);
+        let (new, opaque) = match rustix::fs::mkdirat(self.here(), name, mode) {
+            Ok(()) => (true, false),
+            Err(Errno::EXIST) => {
+                let stat = tree::stat_name(self.here(), name).map_err(failed)?;
+                if stat.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory) {
+                    (false, false)
+                } else {
+                    // This layer had something else here before (a whiteout, a file): what lower layers have of that
+                    // name stays hidden.
+                    self.clear(name)?;
+                    rustix::fs::mkdirat(self.here(), name, mode).map_err(failed)?;
+                    (true, true)
+                }
+            }
+            Err(error) => return Err(failed(error)),
         };
-        if let Some(replaced) = replaced {
-            self.make_directory(name, replaced)?;
-        }
         let dir = tree::open_dir(self.here(), name).map_err(|error| StoreError::io("open the directory", error))?;
-        self.dress_directory(dir.as_fd(), metadata)
-    }
-
-    /// Makes a directory in the current one. Where this layer had something else before (a whiteout, a file), what lower
-    /// layers have of that name stays hidden.
-    fn make_directory(&mut self, name: &[u8], replaced: bool) -> Result<(), StoreError> {
-        if replaced {
-            self.clear(name)?;
+        let stat = rustix::fs::fstat(&dir).map_err(|error| StoreError::io("look at the directory", error))?;
+        if new {
+            self.recorded.attributes(stat.st_ino, Vec::new());
         }
-        make_dir(self.here(), name, replaced).map(drop)
+        if opaque {
+            self.mark_opaque(dir.as_fd(), stat.st_ino)?;
+        }
+        self.dress_directory(dir.as_fd(), &stat, metadata)
     }
 
-    fn dress_directory(&mut self, dir: BorrowedFd<'_>, metadata: &Metadata) -> Result<(), StoreError> {
-        let failed = |error: Errno| StoreError::io("set attributes of the directory", error);
-        // A directory listed twice has the attributes of the last entry, not of both.
-        for name in tree::xattr_names(dir).map_err(failed)? {
-            if name.starts_with(b"user.") || name == b"security.capability" {
-                rustix::fs::fremovexattr(dir, name.as_slice()).map_err(failed)?;
+    /// A directory listed twice has the attributes of the last entry, not of both; that it is opaque stays.
+    fn dress_directory(&mut self, dir: BorrowedFd<'_>, stat: &Stat, metadata: &Metadata) -> Result<(), StoreError> {
+        for (name, _) in self.recorded.attributes_of(stat.st_ino) {
+            if name != tree::OPAQUE.to_bytes() {
+                rustix::fs::fremovexattr(dir, name.as_slice())
+                    .map_err(|error| StoreError::io("set attributes of the directory", error))?;
             }
         }
-        let dropped = metadata.apply(dir).map_err(|error| StoreError::io("set owner and mode", error))?;
-        self.stats.xattrs_dropped += dropped;
+        let opaque = self.recorded.is_opaque(stat.st_ino);
+        self.dress(dir, stat, metadata)?;
+        if opaque {
+            self.recorded.opaque(stat.st_ino);
+        }
+        Ok(())
+    }
+
+    fn mark_opaque(&mut self, dir: BorrowedFd<'_>, inode: u64) -> Result<(), StoreError> {
+        if !self.recorded.is_opaque(inode) {
+            (self.mark)(dir).map_err(|error| StoreError::io("mark the directory opaque", error))?;
+            self.recorded.opaque(inode);
+        }
         Ok(())
     }
 
     fn symlink(&mut self, entry: &Entry, name: &[u8], metadata: &Metadata) -> Result<(), StoreError> {
         check_link_text(&entry.link, self.budget.limits())?;
-        self.clear(name)?;
-        let dir = self.here();
-        rustix::fs::symlinkat(entry.link.as_slice(), dir, name)
-            .map_err(|error| StoreError::io("create the symbolic link", error))?;
-        metadata.apply_to_symlink(dir, name).map_err(|error| StoreError::io("set the owner of the link", error))?;
+        let create = |dir: BorrowedFd<'_>| rustix::fs::symlinkat(entry.link.as_slice(), dir, name);
+        let created = match create(self.here()) {
+            Err(Errno::EXIST) => {
+                self.clear(name)?;
+                create(self.here())
+            }
+            other => other,
+        };
+        created.map_err(|error| StoreError::io("create the symbolic link", error))?;
+        metadata
+            .apply_to_symlink(self.here(), name)
+            .map_err(|error| StoreError::io("set the owner of the link", error))?;
         self.stats.xattrs_dropped += metadata.xattrs.len() as u64;
         Ok(())
     }
@@ -246,21 +305,24 @@ impl Unpacker<'_> {
             // The same file already; removing it first could remove the only name it has.
             return Ok(());
         }
-        // Removing a directory in the way may take the target with it; then the link fails, as it must.
-        self.clear(name)?;
+        if existing.is_some() {
+            // Removing a directory in the way may take the target with it; then the link fails, as it must.
+            self.clear(name)?;
+        }
         rustix::fs::linkat(target_dir, target_name, self.here(), name, AtFlags::empty()).map_err(failed)
     }
 
     fn whiteout(&mut self, name: &[u8], hidden: &[u8]) -> Result<(), StoreError> {
         let failed = |error: Errno| StoreError::io("create the whiteout", error);
         if name == b".wh..wh..opq" {
-            let dir = self.here();
-            if rustix::fs::fstat(dir).map_err(failed)?.st_ino == self.root_inode {
+            let dir = self.duplicate_here()?;
+            let inode = rustix::fs::fstat(&dir).map_err(failed)?.st_ino;
+            if inode == self.root_inode {
                 // overlayfs merges the roots of all layers whatever marks they have; whoever stacks them must stop here.
                 self.stats.opaque_root = true;
                 return Ok(());
             }
-            return mark_opaque(dir);
+            return self.mark_opaque(dir.as_fd(), inode);
         }
         if name.starts_with(AUFS) {
             return Ok(());
@@ -277,7 +339,7 @@ impl Unpacker<'_> {
             // A whiteout hides what lower layers have, not what this layer brings itself, in whatever order they come.
             Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
                 let dir = tree::open_dir(dir, hidden).map_err(failed)?;
-                mark_opaque(dir.as_fd())
+                self.mark_opaque(dir.as_fd(), stat.st_ino)
             }
             Some(_) => Ok(()),
         }
@@ -294,6 +356,11 @@ impl Unpacker<'_> {
 
     fn here(&self) -> BorrowedFd<'_> {
         self.parent.as_ref().map_or(self.root, |parent| parent.fd.as_fd())
+    }
+
+    /// [`here`](Self::here), for work that also changes what is known of it.
+    fn duplicate_here(&self) -> Result<OwnedFd, StoreError> {
+        self.here().try_clone_to_owned().map_err(|error| StoreError::io("duplicate a handle", error))
     }
 
     /// Makes `path` the current directory, with the directories of it that are missing.
@@ -374,7 +441,12 @@ impl Unpacker<'_> {
                     if kind.is_some() {
                         tree::remove(here, &component).map_err(failed)?;
                     }
-                    let dir = make_dir(here, &component, kind.is_some())?;
+                    let dir = make_dir(here, &component)?;
+                    let inode = rustix::fs::fstat(&dir).map_err(failed)?.st_ino;
+                    self.recorded.attributes(inode, Vec::new());
+                    if kind.is_some() {
+                        self.mark_opaque(dir.as_fd(), inode)?;
+                    }
                     rustix::fs::futimens(here, &tree::times(before)).map_err(failed)?;
                     opened.push(dir);
                 }
@@ -389,21 +461,14 @@ impl Unpacker<'_> {
 }
 
 /// Makes a directory no entry has described yet: root's, 0755, time zero.
-pub(crate) fn make_dir(parent: BorrowedFd<'_>, name: &[u8], opaque: bool) -> Result<OwnedFd, StoreError> {
+pub(crate) fn make_dir(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, StoreError> {
     let failed = |error: Errno| StoreError::io("create the directory", error);
-    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o700)).map_err(failed)?;
+    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)).map_err(failed)?;
     let dir = tree::open_dir(parent, name).map_err(failed)?;
-    if opaque {
-        mark_opaque(dir.as_fd())?;
-    }
+    let stat = rustix::fs::fstat(&dir).map_err(failed)?;
     let plain = Metadata { uid: 0, gid: 0, mode: 0o755, mtime: Timespec { tv_sec: 0, tv_nsec: 0 }, xattrs: Vec::new() };
-    plain.apply(dir.as_fd()).map_err(|error| StoreError::io("create the directory", error))?;
+    plain.apply(dir.as_fd(), &stat).map_err(|error| StoreError::io("create the directory", error))?;
     Ok(dir)
-}
-
-fn mark_opaque(dir: BorrowedFd<'_>) -> Result<(), StoreError> {
-    rustix::fs::fsetxattr(dir, tree::OPAQUE, b"y", XattrFlags::empty())
-        .map_err(|error| StoreError::io("mark the directory opaque", error))
 }
 
 /// Splits a path of an archive. A leading `/` means the image's root, as in every OCI tool; `..` is refused.

@@ -36,12 +36,13 @@ pub struct Plan {
 pub struct Samples(Vec<Duration>);
 
 impl Samples {
-    fn add(&mut self, took: Duration) {
+    /// One more.
+    pub fn add(&mut self, took: Duration) {
         self.0.push(took);
     }
 
     /// Number, median, 95th percentile and maximum, in milliseconds.
-    fn to_value(&self) -> Value {
+    pub fn to_value(&self) -> Value {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
         let at = |share: usize| {

@@ -7,10 +7,13 @@
 //! Pure parts: [`json`], [`yaml`], [`document`], [`workflow`], [`action`], [`arguments`], [`request`], [`response`],
 //! [`output`], [`log_commands`], [`context`]. Parts with effects: [`layout`], [`file_commands`], [`hook`], [`process`],
 //! [`cancel`], [`report`], [`job`], [`call`].
+//!
+//! Beside it, [`registry`]: a registry that fails as it is told to.
 
 pub mod action;
 pub mod arguments;
 pub mod bench;
+pub mod bench_images;
 pub mod call;
 pub mod cancel;
 pub mod context;
@@ -24,6 +27,7 @@ pub mod layout;
 pub mod log_commands;
 pub mod output;
 pub mod process;
+pub mod registry;
 pub mod report;
 pub mod request;
 pub mod response;

@@ -101,8 +101,20 @@ pub enum FetchError {
     Refused(String),
     /// The answer makes no sense, or is not what its digest or size says.
     BadAnswer(String),
-    /// The bytes could not be written where they were wanted; the errno is in the text. A closed pipe is not a failure.
+    /// The bytes could not be written where they were wanted: a full disk, or a pipe whose reader went away. The system's
+    /// message is in the text. Nobody else is asked then.
     Local(String),
+}
+
+impl FetchError {
+    /// The line for a person, without D-Bus's name of the error.
+    pub fn text(&self) -> String {
+        use zbus::DBusError as _;
+        match self {
+            FetchError::Bus(error) => error.to_string(),
+            other => other.description().unwrap_or("no reason given").to_owned(),
+        }
+    }
 }
 
 /// The interface, as its callers use it.
@@ -125,8 +137,9 @@ pub trait ImageFetch {
     fn document(&self, digest: &str, size: u64) -> Result<Vec<u8>, FetchError>;
 
     /// Fetches the bytes of a blob from `offset` to `size` and writes them to the end of `file` (opened for appending)
-    /// and, behind that, to `pipe`, which it closes at the end, however that comes about. `origin_only` leaves the
-    /// mirrors out: one of them sent wrong bytes. The digest is the caller's to check.
+    /// and, behind that, to `pipe`, which it closes at the end, however that comes about; it makes the pipe's write end
+    /// non-blocking for all who share it. `origin_only` leaves the mirrors out: one of them sent wrong bytes. The digest is
+    /// the caller's to check. Several blobs may be under way at once.
     fn blob(
         &self,
         digest: &str,

@@ -7,8 +7,10 @@
 //! systemd drops lines that it cannot use with a note in the journal. Here they are errors: a configuration of which
 //! half is ignored is worse than one that is refused.
 
-/// One `KEY=VALUE`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use std::fmt;
+
+/// One `KEY=VALUE`. `Debug` does not show the value.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Assignment {
     /// Where it begins, counted from 1.
     pub line: usize,
@@ -16,6 +18,12 @@ pub struct Assignment {
     pub key: String,
     /// Without quotes and escapes.
     pub value: String,
+}
+
+impl fmt::Debug for Assignment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}=… in line {}", self.key, self.line)
+    }
 }
 
 /// Parses a whole file.

@@ -1,10 +1,14 @@
-//! Every configuration key, once.
+//! Every configuration key, once; those of a subject are declared beside what reads them.
+
+use super::{images, registries};
 
 /// A key of `config.env`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key {
     /// As written in the file.
     pub name: &'static str,
+    /// Another spelling, which wins; only keys without our prefix have one.
+    pub lower_case: Option<&'static str>,
     /// What the key is for, one sentence.
     pub doc: &'static str,
     /// What is allowed, as it reads after "allowed:".
@@ -14,9 +18,15 @@ pub struct Key {
     pub default: &'static str,
     /// A value that is allowed and not the default.
     pub example: &'static str,
+    /// Whether the value may hold a password: messages do not show it.
+    pub secret: bool,
 }
 
-const PATH: &str = "an absolute path without `.` and `..`";
+/// To declare keys from.
+pub(super) const BLANK: Key =
+    Key { name: "", lower_case: None, doc: "", allowed: "", default: "", example: "", secret: false };
+
+pub(super) const PATH: &str = "an absolute path without `.` and `..`";
 const TEXT: &str = "a text without control characters";
 
 pub(super) const ROOT: Key = Key {
@@ -25,6 +35,7 @@ pub(super) const ROOT: Key = Key {
     allowed: PATH,
     default: "/home/runner",
     example: "/srv/runner",
+    ..BLANK
 };
 pub(super) const WORK: Key = Key {
     name: "RUNNER_WORK",
@@ -32,6 +43,7 @@ pub(super) const WORK: Key = Key {
     allowed: PATH,
     default: "$RUNNER_ROOT/_work",
     example: "/srv/work",
+    ..BLANK
 };
 pub(super) const TOOL_CACHE: Key = Key {
     name: "RUNNER_TOOL_CACHE",
@@ -39,6 +51,7 @@ pub(super) const TOOL_CACHE: Key = Key {
     allowed: PATH,
     default: "$RUNNER_WORK/_tool",
     example: "/srv/tools",
+    ..BLANK
 };
 pub(super) const USER: Key = Key {
     name: "RUNNER_USER",
@@ -46,6 +59,7 @@ pub(super) const USER: Key = Key {
     allowed: "the name of an ordinary user, at most 31 of a-z 0-9 _ -",
     default: "runner",
     example: "ci",
+    ..BLANK
 };
 pub(super) const VOLUMES_ALLOW: Key = Key {
     name: "RUNNER_VOLUMES_ALLOW",
@@ -53,13 +67,15 @@ pub(super) const VOLUMES_ALLOW: Key = Key {
     allowed: "absolute host paths separated by spaces, each with an optional `:ro`",
     default: "",
     example: "/srv/cache /etc/ssl/certs:ro",
+    ..BLANK
 };
 pub(super) const UID_RANGE: Key = Key {
     name: "RUNNER_UID_RANGE",
-    doc: "User and group ids of the host that guests are mapped to, 65536 for each guest.",
-    allowed: "BASE:COUNT, multiples of 65536, BASE at least 524288, all ids below 1879048192",
+    doc: "User and group ids of the host that guests are mapped to, 65536 for each guest; the last 65536 are for unpacking images.",
+    allowed: "BASE:COUNT, multiples of 65536, BASE at least 524288, COUNT at least 196608, all ids below 1879048192",
     default: "524288:16777216",
     example: "1048576:8388608",
+    ..BLANK
 };
 pub(super) const STOP_GRACE: Key = Key {
     name: "RUNNER_STOP_GRACE",
@@ -67,6 +83,7 @@ pub(super) const STOP_GRACE: Key = Key {
     allowed: "whole seconds from 0 to 6",
     default: "5",
     example: "2",
+    ..BLANK
 };
 pub(super) const BOOTSTRAP_REPO_URL: Key = Key {
     name: "RUNNER_BOOTSTRAP_REPO_URL",
@@ -74,6 +91,7 @@ pub(super) const BOOTSTRAP_REPO_URL: Key = Key {
     allowed: TEXT,
     default: "",
     example: "https://git.example.com/octo/runner-appliance.git",
+    ..BLANK
 };
 pub(super) const BOOTSTRAP_REPO_REF: Key = Key {
     name: "RUNNER_BOOTSTRAP_REPO_REF",
@@ -81,14 +99,37 @@ pub(super) const BOOTSTRAP_REPO_REF: Key = Key {
     allowed: TEXT,
     default: "",
     example: "v1.0.0",
+    ..BLANK
 };
 
 /// The table, in the order of the documentation.
-pub const KEYS: &[Key] =
-    &[ROOT, WORK, TOOL_CACHE, USER, VOLUMES_ALLOW, UID_RANGE, STOP_GRACE, BOOTSTRAP_REPO_URL, BOOTSTRAP_REPO_REF];
+pub const KEYS: &[Key] = &[
+    ROOT,
+    WORK,
+    TOOL_CACHE,
+    USER,
+    VOLUMES_ALLOW,
+    UID_RANGE,
+    STOP_GRACE,
+    images::PULL,
+    images::MAX_AGE,
+    images::POLICY,
+    images::ALLOW,
+    images::COLLECT_START,
+    images::COLLECT_STOP,
+    registries::MIRRORS,
+    registries::INSECURE,
+    registries::CA_FILE,
+    registries::HTTP_PROXY,
+    registries::HTTPS_PROXY,
+    registries::NO_PROXY,
+    BOOTSTRAP_REPO_URL,
+    BOOTSTRAP_REPO_REF,
+];
 
-pub(super) fn find(name: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.name == name)
+/// The known spelling that `name` is.
+pub(super) fn find(name: &str) -> Option<&'static str> {
+    KEYS.iter().flat_map(|key| [Some(key.name), key.lower_case]).flatten().find(|known| *known == name)
 }
 
 /// The known key that a reader would take `name` for: at most a third of it differs.

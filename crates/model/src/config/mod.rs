@@ -4,19 +4,25 @@
 //! [`Merged`] is all of them with the last value of each key and where it came from, [`Settings`] is checked and
 //! complete. [`KEYS`] declares every key once.
 //!
-//! The files are systemd EnvironmentFiles that other programs may share: keys without the prefix `RUNNER_` are left
-//! alone, unknown keys with it are errors.
+//! The files are systemd EnvironmentFiles that other programs may share: unknown keys are errors if they have the prefix
+//! `RUNNER_`, and left alone if not. `Debug` of the first two stages shows no value: one may hold a password.
 
 mod env_file;
+mod images;
 mod keys;
+mod registries;
 mod settings;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use crate::environ::display_name;
 
 pub use env_file::{Assignment, parse as parse_env_file};
+pub use images::{ImageSettings, PullPolicy, Watermarks};
 pub use keys::{KEYS, Key};
+pub use registries::{Mirrors, ProxySettings, RegistrySettings};
 pub use settings::{AllowedVolume, Settings, UidRange};
 
 /// Prefix of the keys that are ours.
@@ -31,8 +37,8 @@ pub struct Place {
     pub line: usize,
 }
 
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", display_name(&self.file), self.line)
     }
 }
@@ -65,10 +71,10 @@ pub enum ConfigError {
         place: Place,
         /// One of [`KEYS`].
         key: &'static str,
-        /// Shortened for display.
+        /// Shortened for display, or a placeholder for what may hold a password.
         value: String,
-        /// What is wrong with it.
-        problem: &'static str,
+        /// What is wrong with it, without a password.
+        problem: Cow<'static, str>,
         /// What the key takes.
         allowed: &'static str,
     },
@@ -94,9 +100,15 @@ impl Fragment {
 }
 
 /// All files together: of each of our keys the last value, with its place.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Merged {
     values: BTreeMap<&'static str, (String, Place)>,
+}
+
+impl fmt::Debug for Merged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.values.iter().map(|(key, (_, place))| (key, place))).finish()
+    }
 }
 
 impl Merged {
@@ -111,7 +123,7 @@ impl Merged {
                 let place = Place { file: fragment.file.clone(), line };
                 match keys::find(&key) {
                     Some(known) => {
-                        values.insert(known.name, (value, place));
+                        values.insert(known, (value, place));
                     }
                     None if key.starts_with(PREFIX) => {
                         let nearest = keys::nearest(&key);
@@ -132,10 +144,18 @@ impl Merged {
         settings::from_merged(self)
     }
 
-    /// The value of a key and its place; an empty value counts as not given.
-    fn get(&self, key: &str) -> Option<(&str, &Place)> {
-        self.values.get(key).map(|(value, place)| (value.as_str(), place)).filter(|(value, _)| !value.is_empty())
+    /// The value of a key, its spelling and its place; an empty value counts as not given.
+    fn get(&self, key: &Key) -> Option<(&'static str, &str, &Place)> {
+        let given = |name: &'static str| {
+            self.values.get(name).filter(|(value, _)| !value.is_empty()).map(|(value, place)| (name, &**value, place))
+        };
+        key.lower_case.and_then(given).or_else(|| given(key.name))
     }
+}
+
+/// The words of a value that is a list.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split([' ', '\t', '\n', '\r']).filter(|word| !word.is_empty())
 }
 
 #[cfg(test)]
@@ -144,6 +164,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::image_policy::ImagePolicy;
 
     fn load(files: &[(&str, &str)]) -> Result<Settings, ConfigError> {
         let fragments: Result<Vec<_>, _> =
@@ -168,6 +189,14 @@ mod tests {
                 volumes_allow: vec![],
                 uid_range: UidRange { base: 524_288, count: 16_777_216 },
                 stop_grace: Duration::from_secs(5),
+                images: ImageSettings {
+                    pull: PullPolicy::Missing,
+                    max_age: Some(Duration::from_secs(86_400)),
+                    policy: ImagePolicy::Any,
+                    allow: vec![],
+                    collect: Watermarks { start: 85, stop: 75 },
+                },
+                registries: RegistrySettings::default(),
                 bootstrap_repo_url: None,
                 bootstrap_repo_ref: None,
             }
@@ -237,23 +266,23 @@ mod tests {
             ),
             (
                 "RUNNER_UID_RANGE=524288",
-                "config.env:1: RUNNER_UID_RANGE=524288: not two numbers with a `:`; allowed: BASE:COUNT, multiples of 65536, BASE at least 524288, all ids below 1879048192",
+                "config.env:1: RUNNER_UID_RANGE=524288: not two numbers with a `:`; allowed: BASE:COUNT, multiples of 65536, BASE at least 524288, COUNT at least 196608, all ids below 1879048192",
             ),
             (
                 "RUNNER_UID_RANGE=524289:65536",
-                "config.env:1: RUNNER_UID_RANGE=524289:65536: not multiples of 65536; allowed: BASE:COUNT, multiples of 65536, BASE at least 524288, all ids below 1879048192",
+                "config.env:1: RUNNER_UID_RANGE=524289:65536: not multiples of 65536; allowed: BASE:COUNT, multiples of 65536, BASE at least 524288, COUNT at least 196608, all ids below 1879048192",
             ),
             (
                 "RUNNER_UID_RANGE=65536:65536",
-                "config.env:1: RUNNER_UID_RANGE=65536:65536: begins among the ids of ordinary users; allowed: BASE:COUNT, multiples of 65536, BASE at least 524288, all ids below 1879048192",
+                "config.env:1: RUNNER_UID_RANGE=65536:65536: begins among the ids of ordinary users; allowed: BASE:COUNT, multiples of 65536, BASE at least 524288, COUNT at least 196608, all ids below 1879048192",
             ),
             (
-                "RUNNER_UID_RANGE=524288:0",
-                "config.env:1: RUNNER_UID_RANGE=524288:0: holds no guest; allowed: BASE:COUNT, multiples of 65536, BASE at least 524288, all ids below 1879048192",
+                "RUNNER_UID_RANGE=524288:131072",
+                "config.env:1: RUNNER_UID_RANGE=524288:131072: holds fewer than two guests and what unpacking needs; allowed: BASE:COUNT, multiples of 65536, BASE at least 524288, COUNT at least 196608, all ids below 1879048192",
             ),
             (
                 "RUNNER_UID_RANGE=524288:1878523904\nRUNNER_UID_RANGE=524288:1878589440",
-                "config.env:2: RUNNER_UID_RANGE=524288:1878589440: reaches beyond the ids for containers; allowed: BASE:COUNT, multiples of 65536, BASE at least 524288, all ids below 1879048192",
+                "config.env:2: RUNNER_UID_RANGE=524288:1878589440: reaches beyond the ids for containers; allowed: BASE:COUNT, multiples of 65536, BASE at least 524288, COUNT at least 196608, all ids below 1879048192",
             ),
             ("RUNNER_ROOTS=/x", "config.env:1: unknown key RUNNER_ROOTS; did you mean RUNNER_ROOT?"),
             ("RUNNER_STOPGRACE=1", "config.env:1: unknown key RUNNER_STOPGRACE; did you mean RUNNER_STOP_GRACE?"),
@@ -274,10 +303,13 @@ mod tests {
     #[test]
     fn every_example_in_the_table_is_accepted_and_differs_from_nothing() {
         for key in KEYS {
-            let text = format!("{}='{}'\n", key.name, key.example);
-            let settings = load(&[("example.env", &text)]).unwrap_or_else(|error| panic!("{text}: {error}"));
-            assert_ne!(settings, load(&[]).unwrap(), "the example of {} is its default", key.name);
-            assert!(key.name.starts_with(PREFIX) && !key.doc.is_empty() && !key.allowed.is_empty(), "{}", key.name);
+            for name in [Some(key.name), key.lower_case].into_iter().flatten() {
+                let text = format!("{name}='{}'\n", key.example);
+                let settings = load(&[("example.env", &text)]).unwrap_or_else(|error| panic!("{text}: {error}"));
+                assert_ne!(settings, load(&[]).unwrap(), "the example of {name} is its default");
+            }
+            assert!(!key.doc.is_empty() && !key.allowed.is_empty(), "{}", key.name);
+            assert_eq!(key.name.starts_with(PREFIX), key.lower_case.is_none(), "{}", key.name);
         }
     }
 
@@ -292,5 +324,130 @@ mod tests {
             })
             .collect();
         assert_eq!(load(&[("defaults.env", &defaults)]).unwrap(), load(&[]).unwrap());
+    }
+
+    fn shown(text: &str) -> String {
+        format!("{:?}", load(&[("config.env", text)]).unwrap_or_else(|error| panic!("{text}: {error}")))
+    }
+
+    #[test]
+    fn images_are_configured_by_their_keys() {
+        let text = "RUNNER_IMAGE_PULL=always\nRUNNER_IMAGE_MAX_AGE=infinity\nRUNNER_IMAGE_POLICY=allow\n\
+                    RUNNER_IMAGE_ALLOW='ghcr.io/octo/**\tnode:22'\nRUNNER_IMAGE_COLLECT_START=60%\nRUNNER_IMAGE_COLLECT_STOP=59";
+        let images = load(&[("config.env", text)]).unwrap().images;
+        let allow: Vec<String> = images.allow.iter().map(ToString::to_string).collect();
+        assert_eq!(allow, ["ghcr.io/octo/**", "docker.io/library/node:22"]);
+        assert_eq!((images.pull, images.max_age, images.policy), (PullPolicy::Always, None, ImagePolicy::Allow));
+        assert_eq!(images.collect, Watermarks { start: 60, stop: 59 });
+        assert_eq!(load(&[("config.env", "RUNNER_IMAGE_MAX_AGE=0")]).unwrap().images.max_age, Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn images_refusals() {
+        for (text, part) in [
+            (
+                "RUNNER_IMAGE_PULL=if-missing",
+                "RUNNER_IMAGE_PULL=if-missing: not one of the words; allowed: missing, always or never",
+            ),
+            ("RUNNER_IMAGE_MAX_AGE=1y", "an unknown unit"),
+            ("RUNNER_IMAGE_POLICY=allow", "RUNNER_IMAGE_POLICY=allow: needs RUNNER_IMAGE_ALLOW, which is empty"),
+            ("RUNNER_IMAGE_ALLOW='node ghcr.io**'", "`ghcr.io**`: `**` stands for whole parts"),
+            ("RUNNER_IMAGE_COLLECT_START=0", "out of range"),
+            ("RUNNER_IMAGE_COLLECT_STOP=101", "out of range"),
+            ("RUNNER_IMAGE_COLLECT_STOP=9999999999", "out of range"),
+            ("RUNNER_IMAGE_COLLECT_STOP=0.5", "not a whole number"),
+            (
+                "RUNNER_IMAGE_COLLECT_START=75",
+                "COLLECT_START=75: RUNNER_IMAGE_COLLECT_STOP (75) is not below RUNNER_IMAGE_COLLECT_START (75)",
+            ),
+            (
+                "RUNNER_IMAGE_COLLECT_START=50\nRUNNER_IMAGE_COLLECT_STOP=60",
+                "config.env:2: RUNNER_IMAGE_COLLECT_STOP=60: RUNNER_IMAGE_COLLECT_STOP (60) is not below RUNNER_IMAGE_COLLECT_START (50)",
+            ),
+        ] {
+            let line = error(text);
+            assert!(line.contains(part) && !line.contains('\n'), "{text}: {line}");
+        }
+    }
+
+    #[test]
+    fn registries_are_configured_by_their_keys() {
+        let text = "RUNNER_REGISTRY_MIRRORS='index.docker.io=https://a.example/ ghcr.io=http://m docker.io=https://b.example:5/x'\n\
+                    RUNNER_REGISTRY_INSECURE='m registry:5000'\nRUNNER_REGISTRY_CA_FILE=/etc/ssl//ca.pem\n";
+        let registries = load(&[("config.env", text)]).unwrap().registries;
+        let mirrors: Vec<String> = registries
+            .mirrors
+            .iter()
+            .map(|one| format!("{} {:?}", one.registry, one.urls.iter().map(ToString::to_string).collect::<Vec<_>>()))
+            .collect();
+        assert_eq!(mirrors, [r#"docker.io ["https://a.example", "https://b.example:5/x"]"#, r#"ghcr.io ["http://m"]"#]);
+        assert_eq!(registries.ca_file, Some(PathBuf::from("/etc/ssl/ca.pem")));
+        let insecure =
+            ["m", "M", "registry:5000", "registry", "registry:5001"].map(|host| registries.is_insecure(host));
+        assert_eq!(insecure, [true, true, true, false, false]);
+    }
+
+    #[test]
+    fn registries_refusals() {
+        for (text, part) in [
+            ("RUNNER_REGISTRY_MIRRORS=https://m.example", "without `=`"),
+            ("RUNNER_REGISTRY_MIRRORS=registry=https://m.example", "neither a dot nor a port"),
+            ("RUNNER_REGISTRY_MIRRORS=https://docker.io=https://m.example", "`https://docker.io` is not a host"),
+            ("RUNNER_REGISTRY_MIRRORS=docker.io=m.example", "the mirror of docker.io begins with neither"),
+            ("RUNNER_REGISTRY_MIRRORS=docker.io=https://m.example?a=b", "query"),
+            (
+                "RUNNER_REGISTRY_MIRRORS=docker.io=http://m.example:80\nRUNNER_REGISTRY_INSECURE=m.example",
+                "http://m.example:80 is plain HTTP and m.example:80 is not in RUNNER_REGISTRY_INSECURE",
+            ),
+            ("RUNNER_REGISTRY_MIRRORS='docker.io=https://m.example docker.io=https://M.example/'", "given twice"),
+            ("RUNNER_REGISTRY_INSECURE='a.example http://b.example'", "`http://b.example` is not a host"),
+            ("RUNNER_REGISTRY_INSECURE=index.docker.io", "docker.io is not reached by plain HTTP"),
+            ("RUNNER_REGISTRY_CA_FILE=ca.pem", "not absolute"),
+            ("HTTP_PROXY=socks5://proxy:1", "HTTP_PROXY=(not shown): neither http:// nor https://"),
+            ("https_proxy=proxy:x", "https_proxy=(not shown): not a host"),
+            ("HTTPS_PROXY='proxy 1'", "white space"),
+            ("NO_PROXY='a\tb'", "control character"),
+        ] {
+            let line = error(text);
+            assert!(line.contains(part) && !line.contains('\n'), "{text}: {line}");
+        }
+    }
+
+    #[test]
+    fn proxies_get_a_scheme_and_lower_case_wins() {
+        let proxies = |text: &str| {
+            let proxies = load(&[("config.env", text)]).unwrap().registries.proxies;
+            let text = |secret: Option<crate::secret::Secret>| secret.map(|secret| secret.expose().to_owned());
+            (text(proxies.http), text(proxies.https), proxies.no_proxy)
+        };
+        let of = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            proxies("HTTP_PROXY=p.example:1\nhttp_proxy=http://u:p@q.example/"),
+            (of("http://u:p@q.example"), None, None)
+        );
+        assert_eq!(proxies("https_proxy=u:a@b@p.example\nHTTPS_PROXY=x"), (None, of("http://u:a@b@p.example"), None));
+        assert_eq!(
+            proxies("http_proxy=\nHTTP_PROXY=https://p:1\nno_proxy=a,b\n"),
+            (of("https://p:1"), None, of("a,b"))
+        );
+    }
+
+    #[test]
+    fn passwords_stay_out_of_messages_and_debug_output() {
+        for text in [
+            "HTTP_PROXY=ftp://user:hunter2@proxy:1",
+            "https_proxy='user:hunter2@proxy 1'",
+            "RUNNER_REGISTRY_MIRRORS=docker.io=https://user:hunter2@m.example",
+            "RUNNER_REGISTRY_MIRRORS=https://user:hunter2@m.example=https://m.example",
+            "RUNNER_BOOTSTRAP_REPO_URL='https://hunter2@git.example/\t'",
+        ] {
+            let line = error(text);
+            assert!(!line.contains("hunter2") && line.contains("(not shown)"), "{line}");
+        }
+        let text = "HTTP_PROXY=http://user:hunter2@proxy:1";
+        let fragment = Fragment::parse("config.env", text.as_bytes()).unwrap();
+        let merged = Merged::new([fragment.clone()]).unwrap();
+        let all = format!("{fragment:?} {merged:?} {}", shown(text));
+        assert!(!all.contains("hunter2") && all.contains("HTTP_PROXY"), "{all}");
     }
 }

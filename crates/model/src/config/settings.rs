@@ -1,9 +1,12 @@
 //! Checked configuration.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::images::{self, ImageSettings};
 use super::keys::{self, Key};
+use super::registries::{self, RegistrySettings};
 use super::{ConfigError, Merged};
 use crate::environ::display_name;
 use crate::passwd::GUEST_IDS;
@@ -31,6 +34,10 @@ pub struct Settings {
     pub uid_range: UidRange,
     /// `RUNNER_STOP_GRACE`.
     pub stop_grace: Duration,
+    /// When images are pulled, which are allowed, when they are collected.
+    pub images: ImageSettings,
+    /// How registries are reached.
+    pub registries: RegistrySettings,
     /// `RUNNER_BOOTSTRAP_REPO_URL`.
     pub bootstrap_repo_url: Option<String>,
     /// `RUNNER_BOOTSTRAP_REPO_REF`.
@@ -46,7 +53,8 @@ pub struct AllowedVolume {
     pub read_only: bool,
 }
 
-/// Host ids for guests: multiples of 65,536.
+/// Host ids for guests and for unpacking images: blocks of 65,536, at least three of them. The last block is not for
+/// guests: whoever breaks out of the unpacker must not be a user that some guest's files belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UidRange {
     /// The first id.
@@ -59,13 +67,31 @@ impl UidRange {
     /// How many guests fit at once.
     #[must_use]
     pub fn guests(self) -> u32 {
-        self.count / GUEST_IDS
+        (self.count / GUEST_IDS).saturating_sub(1)
+    }
+
+    /// How many ids from [`UidRange::base`] on are for guests.
+    #[must_use]
+    pub fn guest_ids(self) -> u32 {
+        self.guests() * GUEST_IDS
     }
 
     /// The first id of the guest's range number `index`, counted from 0; `None` beyond [`UidRange::guests`].
     #[must_use]
     pub fn guest_base(self, index: u32) -> Option<u32> {
         (index < self.guests()).then(|| self.base + index * GUEST_IDS)
+    }
+
+    /// The first of the 65,536 ids that images are unpacked as.
+    #[must_use]
+    pub fn unpack_base(self) -> u32 {
+        self.base + self.guest_ids()
+    }
+
+    /// Whether `id` is one of them all.
+    #[must_use]
+    pub fn contains(self, id: u32) -> bool {
+        id.checked_sub(self.base).is_some_and(|offset| offset < self.count)
     }
 }
 
@@ -82,28 +108,38 @@ pub(super) fn from_merged(merged: &Merged) -> Result<Settings, ConfigError> {
         uid_range: value(merged, &keys::UID_RANGE, uid_range)?
             .unwrap_or(UidRange { base: LOWEST_ID, count: 256 * GUEST_IDS }),
         stop_grace: value(merged, &keys::STOP_GRACE, stop_grace)?.unwrap_or(Duration::from_secs(5)),
+        images: images::from_merged(merged)?,
+        registries: registries::from_merged(merged)?,
         bootstrap_repo_url: value(merged, &keys::BOOTSTRAP_REPO_URL, text)?,
         bootstrap_repo_ref: value(merged, &keys::BOOTSTRAP_REPO_REF, text)?,
     })
 }
 
 /// The checked value of `key` if it is given; a check's error is what is wrong with it.
-fn value<T>(
+pub(super) fn value<T, P: Into<Cow<'static, str>>>(
     merged: &Merged,
     key: &Key,
-    check: impl Fn(&str) -> Result<T, &'static str>,
+    check: impl Fn(&str) -> Result<T, P>,
 ) -> Result<Option<T>, ConfigError> {
-    let Some((text, place)) = merged.get(key.name) else { return Ok(None) };
-    check(text).map(Some).map_err(|problem| ConfigError::BadValue {
-        place: place.clone(),
-        key: key.name,
-        value: display_name(text),
-        problem,
-        allowed: key.allowed,
-    })
+    let Some((_, text, _)) = merged.get(key) else { return Ok(None) };
+    check(text).map(Some).map_err(|problem| bad_value(merged, key, problem))
 }
 
-fn path(text: &str) -> Result<PathBuf, &'static str> {
+/// The error for the value of `key`, which is given.
+pub(super) fn bad_value(merged: &Merged, key: &Key, problem: impl Into<Cow<'static, str>>) -> ConfigError {
+    let (name, text, place) = merged.get(key).expect("only a key that is given can be bad");
+    // A URL with an `@` has user information, and nobody knows what in it is secret.
+    let hidden = key.secret || text.contains('@') && text.contains("://");
+    ConfigError::BadValue {
+        place: place.clone(),
+        key: name,
+        value: if hidden { "(not shown)".to_owned() } else { display_name(text) },
+        problem: problem.into(),
+        allowed: key.allowed,
+    }
+}
+
+pub(super) fn path(text: &str) -> Result<PathBuf, &'static str> {
     if !text.starts_with('/') {
         return Err("not absolute");
     }
@@ -133,8 +169,7 @@ fn user(text: &str) -> Result<String, &'static str> {
 }
 
 fn volumes(text: &str) -> Result<Vec<AllowedVolume>, &'static str> {
-    text.split([' ', '\t', '\n'])
-        .filter(|word| !word.is_empty())
+    super::words(text)
         .map(|word| {
             let (host_path, read_only) = match word.strip_suffix(":ro") {
                 Some(host_path) => (host_path, true),
@@ -159,8 +194,8 @@ fn uid_range(text: &str) -> Result<UidRange, &'static str> {
     if base < LOWEST_ID {
         return Err("begins among the ids of ordinary users");
     }
-    if count == 0 {
-        return Err("holds no guest");
+    if count < 3 * GUEST_IDS {
+        return Err("holds fewer than two guests and what unpacking needs");
     }
     match base.checked_add(count) {
         Some(end) if end <= END_OF_IDS => Ok(UidRange { base, count }),
@@ -187,12 +222,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_hand_out_one_block_per_guest() {
-        let range = UidRange { base: 524_288, count: 131_072 };
-        assert_eq!(range.guests(), 2);
+    fn ranges_hand_out_one_block_per_guest_and_keep_the_last() {
+        let range = UidRange { base: 524_288, count: 3 * 65_536 };
+        assert_eq!((range.guests(), range.guest_ids(), range.unpack_base()), (2, 131_072, 655_360));
         assert_eq!(
             [0, 1, 2, u32::MAX].map(|index| range.guest_base(index)),
             [Some(524_288), Some(589_824), None, None]
+        );
+        assert_eq!(
+            [524_287, 524_288, 655_360, 720_895, 720_896].map(|id| range.contains(id)),
+            [false, true, true, true, false]
         );
     }
 }

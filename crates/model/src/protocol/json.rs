@@ -19,7 +19,7 @@ pub const MAX_DEPTH: usize = 64;
 pub const MAX_VALUES: usize = 1_000_000;
 
 /// A JSON value.
-pub(super) enum Node {
+pub(crate) enum Node {
     Null,
     Bool(bool),
     /// `Some` if it is a non-negative integer.
@@ -31,7 +31,7 @@ pub(super) enum Node {
 
 impl Node {
     /// The type with its article, for messages.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",
             Self::Bool(_) => "a boolean",
@@ -75,7 +75,7 @@ impl fmt::Display for Path<'_> {
 }
 
 /// Reads exactly one document.
-pub(super) fn read(bytes: &[u8]) -> Result<Node, RequestError> {
+pub(crate) fn read(bytes: &[u8]) -> Result<Node, RequestError> {
     if bytes.len() > MAX_BYTES {
         return Err(RequestError::TooLarge);
     }

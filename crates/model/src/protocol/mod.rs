@@ -6,7 +6,7 @@
 //! runner keeps and sends back, where it is only a hint, since a step can forge it.
 
 mod error;
-mod json;
+pub(crate) mod json;
 mod request;
 mod response;
 mod state;

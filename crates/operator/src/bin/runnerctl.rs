@@ -1,17 +1,18 @@
 //! `runnerctl`: look at and operate the appliance.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use runner_operator::{image, jobs};
+use runner_operator::{Status, image, jobs};
 
 /// Look at and operate the runner appliance.
+///
+/// Exit status: 0 if all went well, 1 if something failed or was found damaged, 2 for a command line that makes no sense.
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  runnerctl image import node:22 node.tar\n  runnerctl image ls\n  runnerctl jobs --json"
+    after_help = "Examples:\n  runnerctl image pull node:22\n  runnerctl image import ci/base base.tar\n  runnerctl image ls\n  runnerctl jobs --json"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -22,9 +23,8 @@ struct Arguments {
 enum Command {
     /// Manage the image store
     Image {
-        /// The store's folder
-        #[arg(long, global = true, default_value = "/var/lib/runner/images", hide = true)]
-        store: PathBuf,
+        #[command(flatten)]
+        places: image::Places,
         #[command(subcommand)]
         command: image::ImageCommand,
     },
@@ -37,9 +37,17 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+    let outcome =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from).and_then(
+            |runtime| {
+                let outcome = runtime.block_on(run(Arguments::parse()));
+                runtime.shutdown_background();
+                outcome
+            },
+        );
+    match outcome {
+        Ok(Status::Success) => ExitCode::SUCCESS,
+        Ok(Status::Failure) => ExitCode::FAILURE,
         Err(error) => {
             // Nobody is left to tell if this fails.
             let _ = writeln!(std::io::stderr(), "runnerctl: {error:#}");
@@ -48,13 +56,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<()> {
+async fn run(arguments: Arguments) -> anyhow::Result<Status> {
     let out = &mut std::io::stdout().lock();
-    match &arguments.command {
-        Command::Image { store, command } => image::run(command, store, out),
-        Command::Jobs { json } => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(jobs::run(*json, out))
-        }
+    match arguments.command {
+        Command::Image { places, command } => image::run(command, &places, out).await,
+        Command::Jobs { json } => jobs::run(json, out).await.map(|()| Status::Success),
     }
 }

@@ -5,11 +5,19 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use runner_store::{Digest, Imported, Lease, Source, Store, StoreError};
+use runner_store::{Digest, Gravity, Imported, Lease, Source, Store, StoreError, Unpacker};
 use serde_json::json;
 use tempfile::TempDir;
 
 pub(crate) const REFERENCE: &str = "docker.io/library/test:1";
+
+/// First of the ids that a sandboxed unpacker has in tests.
+pub(crate) const BASE: u32 = 0x7000_0000;
+
+/// The unpacker as a host has it.
+pub(crate) fn sandboxed() -> Unpacker {
+    Unpacker::Sandboxed { program: env!("CARGO_BIN_EXE_layer-unpack").into(), base: BASE }
+}
 
 /// A store in a folder of its own, with room beside it for sources.
 pub(crate) struct Bench {
@@ -19,12 +27,16 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new() -> Bench {
+        Bench::with(Unpacker::InProcess)
+    }
+
+    pub(crate) fn with(unpacker: Unpacker) -> Bench {
         assert!(
             rustix::process::geteuid().is_root(),
             "store tests must run as root: they set owners, make device nodes and trusted.* attributes"
         );
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("images")).unwrap();
+        let store = Store::open(&folder.path().join("images")).unwrap().with_unpacker(unpacker);
         Bench { folder, store }
     }
 
@@ -50,7 +62,17 @@ impl Bench {
     }
 
     pub(crate) fn import(&self, reference: &str, source: &Source) -> Result<Imported, StoreError> {
-        self.store.import(reference, source, &mut |_| {})
+        let imported = self.store.import(reference, source, &mut |_| {})?;
+        // What was noted while unpacking must be what is found by reading.
+        assert_eq!(self.damage(), Vec::<String>::new(), "after the import of {source}");
+        Ok(imported)
+    }
+
+    /// What `verify` calls damage.
+    pub(crate) fn damage(&self) -> Vec<String> {
+        let findings = self.store.verify(&mut |_| {}).unwrap();
+        let damage = findings.into_iter().filter(|finding| finding.gravity == Gravity::Damage);
+        damage.map(|finding| finding.line).collect()
     }
 
     /// Names in a folder of the store, sorted.

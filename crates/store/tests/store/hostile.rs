@@ -137,7 +137,7 @@ fn every_hostile_layer_is_refused_with_one_line() {
             "extension header of 2097152 bytes",
         ),
     ];
-    let bench = Bench::new();
+    let bench = Bench::with(super::unpacker());
     for (name, tar, kind, expected) in cases {
         let layer = Digest::of(&tar);
         let folder = bench.path(&format!("oci {name}"));
@@ -151,7 +151,7 @@ fn every_hostile_layer_is_refused_with_one_line() {
 
 #[test]
 fn links_that_nest_cannot_make_a_tree_deeper_than_the_limit() {
-    let bench = Bench::new();
+    let bench = Bench::with(super::unpacker());
     let deep = "d/".repeat(200);
     let tar = Tar::new()
         .pax(&[("path", deep.as_bytes())])
@@ -237,7 +237,7 @@ fn bytes_that_are_not_what_their_descriptor_says_are_refused() {
         ),
     ];
     for (name, spoil, kind, expected) in cases {
-        let bench = Bench::new();
+        let bench = Bench::with(super::unpacker());
         let mut oci = Oci::of(&[]);
         if name.contains("gzip") {
             oci.push(&tar, gz.clone(), gzip_type);
@@ -302,7 +302,7 @@ fn spoiled_documents_are_refused() {
         ),
     ];
     for (name, files, kind, expected) in cases {
-        let bench = Bench::new();
+        let bench = Bench::with(super::unpacker());
         let folder = bench.path("oci");
         oci.write(&folder);
         for (name, bytes) in &files {
@@ -314,7 +314,7 @@ fn spoiled_documents_are_refused() {
 
 #[test]
 fn blobs_outside_the_layout_and_pipes_are_not_opened() {
-    let bench = Bench::new();
+    let bench = Bench::with(super::unpacker());
     let tar = Tar::new().file("f", "x").end();
     let oci = Oci::of(std::slice::from_ref(&tar));
     let blob = blob_name(&Digest::of(&tar));
@@ -347,8 +347,8 @@ fn bombs_stop_at_the_limit() {
     let limits = Limits { decompressed_bytes: 1 << 20, entries: 100, ..Limits::default() };
     for (name, packed) in [("gzip", gzip(&tar)), ("zstd", zstd(&tar))] {
         assert!(packed.len() < 1 << 20, "{name}: no bomb with {} bytes", packed.len());
-        let mut bench = Bench::new();
-        bench.store = Store::open_with(&bench.images(), limits.clone()).unwrap();
+        let mut bench = Bench::with(super::unpacker());
+        bench.store = Store::open_with(&bench.images(), limits.clone()).unwrap().with_unpacker(super::unpacker());
         let mut oci = Oci::of(&[]);
         oci.push(&tar, packed, "application/vnd.oci.image.layer.v1.tar+gzip");
         let folder = bench.path("oci");
@@ -361,9 +361,20 @@ fn bombs_stop_at_the_limit() {
         let source = Source::OciArchive(file);
         refused(&bench, name, &source, ErrorKind::LimitExceeded, "unpacks to more than 1048576 bytes");
     }
+    let ratio = Limits { expansion: 10, expansion_free: 1 << 20, ..Limits::default() };
+    for (name, packed) in [("gzip ratio", gzip(&tar)), ("zstd ratio", zstd(&tar))] {
+        let mut bench = Bench::with(super::unpacker());
+        bench.store = Store::open_with(&bench.images(), ratio.clone()).unwrap().with_unpacker(super::unpacker());
+        let expected = format!("unpacks to more than 10 times its {} packed bytes", packed.len());
+        let mut oci = Oci::of(&[]);
+        oci.push(&tar, packed, "application/vnd.oci.image.layer.v1.tar+gzip");
+        let folder = bench.path("oci");
+        oci.write(&folder);
+        refused(&bench, name, &Source::OciDirectory(folder), ErrorKind::LimitExceeded, &expected);
+    }
     let many = (0..101).fold(Tar::new(), |tar, n| tar.file(&format!("f{n}"), "")).end();
-    let mut bench = Bench::new();
-    bench.store = Store::open_with(&bench.images(), limits).unwrap();
+    let mut bench = Bench::with(super::unpacker());
+    bench.store = Store::open_with(&bench.images(), limits).unwrap().with_unpacker(super::unpacker());
     let folder = bench.path("oci");
     Oci::of(&[many]).write(&folder);
     refused(&bench, "entries", &Source::OciDirectory(folder), ErrorKind::LimitExceeded, "more than 100 entries");
@@ -429,7 +440,7 @@ fn archives_of_images_that_lie_are_refused() {
         ),
     ];
     for (name, archive, kind, expected) in cases {
-        let bench = Bench::new();
+        let bench = Bench::with(super::unpacker());
         let file = bench.path("saved.tar");
         fs::write(&file, archive).unwrap();
         refused(&bench, name, &Source::DockerArchive(file), kind, expected);
@@ -438,7 +449,7 @@ fn archives_of_images_that_lie_are_refused() {
 
 #[test]
 fn a_root_archive_without_its_end_is_refused() {
-    let bench = Bench::new();
+    let bench = Bench::with(super::unpacker());
     let file = bench.path("root.tar");
     fs::write(&file, Tar::new().dir("etc/").file("etc/x", "x").0).unwrap();
     refused(&bench, "no end mark", &Source::RootArchive(file), ErrorKind::BadSource, "no end mark");
@@ -446,7 +457,7 @@ fn a_root_archive_without_its_end_is_refused() {
 
 #[test]
 fn what_is_no_reference_is_refused_before_anything_is_read() {
-    let bench = Bench::new();
+    let bench = Bench::with(super::unpacker());
     for reference in ["", "a b", "a\nb", "\u{e9}", &"x".repeat(600)] {
         let error = bench.import(reference, &Source::RootTree("/nowhere".into())).unwrap_err().to_string();
         assert!(error.contains("is not an image reference") && !error.contains('\n'), "{error}");

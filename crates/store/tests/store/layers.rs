@@ -18,7 +18,7 @@ fn is_whiteout(path: &Path) -> bool {
 
 #[test]
 fn owners_modes_times_and_names_are_kept() {
-    let bench = Bench::new();
+    let bench = Bench::with(super::unpacker());
     let long = format!("{}/{}", "d".repeat(200), "n".repeat(200));
     let tar = Tar::new()
         .add(Item { path: b"./", flag: b'5', mode: 0o750, owner: (3, 4), mtime: 11, ..Item::default() })
@@ -54,7 +54,7 @@ fn owners_modes_times_and_names_are_kept() {
 
 #[test]
 fn a_gnu_long_name_and_link_are_read() {
-    let bench = Bench::new();
+    let bench = Bench::with(super::unpacker());
     let (name, target) = ("n".repeat(220), "t/".repeat(100));
     let tar = Tar::new()
         .add(Item { path: b"././@LongLink", flag: b'L', data: format!("{name}\0").as_bytes(), ..Item::default() })
@@ -67,7 +67,7 @@ fn a_gnu_long_name_and_link_are_read() {
 
 #[test]
 fn the_later_entry_wins_also_when_it_changes_the_type() {
-    let bench = Bench::new();
+    let bench = Bench::with(super::unpacker());
     let tar = Tar::new()
         .file("file", "first")
         .file("file", "second")
@@ -104,7 +104,7 @@ fn the_later_entry_wins_also_when_it_changes_the_type() {
 
 #[test]
 fn whiteouts_take_overlay_form_in_whatever_order_they_come() {
-    let bench = Bench::new();
+    let bench = Bench::with(super::unpacker());
     let tar = Tar::new()
         .file(".wh.gone", "")
         .dir("opaque/")
@@ -144,7 +144,7 @@ fn whiteouts_take_overlay_form_in_whatever_order_they_come() {
 
 #[test]
 fn symbolic_links_above_an_entry_end_at_the_layers_root() {
-    let bench = Bench::new();
+    let bench = Bench::with(super::unpacker());
     let outside = bench.path("outside");
     fs::create_dir(&outside).unwrap();
     let tar = Tar::new()
@@ -177,7 +177,7 @@ fn symbolic_links_above_an_entry_end_at_the_layers_root() {
 
 #[test]
 fn attributes_are_kept_or_dropped_by_name() {
-    let bench = Bench::new();
+    let bench = Bench::with(super::unpacker());
     let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let tar = Tar::new()
         .pax(&[
@@ -207,7 +207,7 @@ fn attributes_are_kept_or_dropped_by_name() {
 
 #[test]
 fn sparse_files_of_every_form_have_their_content_and_their_holes() {
-    let bench = Bench::new();
+    let bench = Bench::with(super::unpacker());
     let real: u64 = 16 << 20;
     let mut old = header(b"old", b'S', 8);
     let gnu = old.as_gnu_mut().unwrap();
@@ -280,7 +280,7 @@ fn listing(mount: &OwnedFd, path: &str) -> Vec<String> {
 
 #[test]
 fn the_kernel_stacks_the_layers_as_the_image_means_it() {
-    let bench = Bench::new();
+    let bench = Bench::with(super::unpacker());
     let base = Tar::new()
         .file("etc/keep", "k")
         .file("etc/drop", "d")

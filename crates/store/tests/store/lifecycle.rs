@@ -300,10 +300,12 @@ fn a_full_disk_is_its_own_kind_of_failure_and_leaves_nothing() {
     bench.store = Store::open(&small.join("images")).unwrap();
     let error = bench.store.import(REFERENCE, &source, &mut |_| {}).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
-    assert!(error.to_string().contains(&format!("layer {}: entry big: cannot write", oci.diff_ids[1])), "{error}");
+    // Both layers are under way at a time, and each may be the one that meets the end.
+    assert!(error.to_string().contains(": cannot write the file: No space left on device"), "{error}");
     assert!(bench.store.resolve(REFERENCE).unwrap().is_none());
     assert!(fs::read_dir(small.join("images/tmp")).unwrap().next().is_none());
-    assert_eq!(bench.store.sweep().unwrap().layers, 1, "the layer that was complete");
+    let swept = bench.store.sweep().unwrap();
+    assert!(swept.layers <= 1 && swept.debris == 0, "at most the layer that fits is complete: {swept:?}");
 }
 
 #[test]

@@ -5,8 +5,10 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test could not do is told by the panic")]
 
+mod confinement;
 mod fixtures;
-mod hostile;
-mod layers;
+mod in_process;
 mod lifecycle;
+mod sandboxed;
 mod sources;
+mod verify;

@@ -13,7 +13,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 /// One line of the table: `count` ids from `disk` on appear as those from `host` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Line {
+pub struct Line {
     /// First id on disk.
     pub disk: u32,
     /// First id of the host it appears as.
@@ -23,7 +23,7 @@ pub(crate) struct Line {
 }
 
 /// The table for the layers of an image: disk ids 0 to 65,535 are the guest's own.
-pub(crate) fn image(base: u32) -> Vec<Line> {
+pub fn image(base: u32) -> Vec<Line> {
     vec![Line { disk: 0, host: base, count: 65_536 }]
 }
 
@@ -32,7 +32,7 @@ pub(crate) fn image(base: u32) -> Vec<Line> {
 /// The runner's user on disk is `primary` in the guest, the user the container runs as, so that the container can
 /// write what the runner made and the runner owns what the container made. Every other id of the guest is stored as an
 /// id of the job's own range, which no user of the host has.
-pub(crate) fn workspace(owner: u32, primary: u32, guest_base: u32, job_base: u32) -> Vec<Line> {
+pub fn workspace(owner: u32, primary: u32, guest_base: u32, job_base: u32) -> Vec<Line> {
     let mut lines = Vec::with_capacity(3);
     if primary > 0 {
         lines.push(Line { disk: job_base, host: guest_base, count: primary });
@@ -45,7 +45,10 @@ pub(crate) fn workspace(owner: u32, primary: u32, guest_base: u32, job_base: u32
 }
 
 /// A user namespace that holds a table for users and one for groups.
-pub(crate) fn namespace(users: &[Line], groups: &[Line]) -> io::Result<OwnedFd> {
+///
+/// # Errors
+/// Those of clone(2) and of writing `/proc/PID/uid_map` (user_namespaces(7)): `CAP_SETUID` and `CAP_SETGID` are needed.
+pub fn namespace(users: &[Line], groups: &[Line]) -> io::Result<OwnedFd> {
     let child = Parked::start()?;
     let folder = format!("/proc/{}", child.0);
     fs::write(format!("{folder}/uid_map"), table(users))?;
@@ -93,8 +96,11 @@ impl Drop for Parked {
 }
 
 /// A detached copy of the mount at `tree`, or of the part of it below `tree`, with the owners of `namespace` and these
-/// `MOUNT_ATTR_*` flags.
-pub(crate) fn detached(tree: &impl AsFd, namespace: Option<&OwnedFd>, attributes: u64) -> io::Result<OwnedFd> {
+/// `MOUNT_ATTR_*` flags (mount_setattr(2)). It goes with the last descriptor unless it is moved somewhere.
+///
+/// # Errors
+/// Those of open_tree(2) and mount_setattr(2); `EINVAL` where the file system has no idmapped mounts.
+pub fn detached(tree: &impl AsFd, namespace: Option<&OwnedFd>, attributes: u64) -> io::Result<OwnedFd> {
     let mount = open_tree(
         tree,
         "",

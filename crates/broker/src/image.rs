@@ -1,0 +1,120 @@
+//! Having the image of a container: allowed, pulled if need be, held in the store.
+
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use runner_model::image_ref::Reference;
+use runner_model::message;
+use runner_model::protocol::{ImageSource, Registry};
+use runner_model::registry_auth;
+use runner_pull::{Line, Obtained, Wanted};
+use runner_store::{Lease, Scope, Space, Store};
+
+use crate::broker::Broker;
+use crate::call::{Cancellation, Output, Stop};
+
+/// The image a request asks for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    /// Field of the request, for messages.
+    pub(crate) field: &'static str,
+    pub(crate) image: &'a ImageSource,
+    pub(crate) registry: Option<&'a Registry>,
+}
+
+impl Broker {
+    /// The image a container asks for. `output` hears of pulling; cancelling ends it.
+    pub(crate) async fn image(
+        &self,
+        asked: Asked<'_>,
+        output: Option<&Output>,
+        mut cancellation: Cancellation,
+    ) -> anyhow::Result<Lease> {
+        let Asked { field, image, registry } = asked;
+        let text = match image {
+            ImageSource::Reference(text) => text,
+            ImageSource::Dockerfile(_) => {
+                bail!("args.container.dockerfile: a job container is not built; name an image")
+            }
+        };
+        let image = Reference::parse(text).context(field)?;
+        let found = registry.map(|registry| registry_auth::from_request(registry, &image));
+        let (credentials, warning) = found.map_or((None, None), |found| (found.credentials, found.warning));
+        let say = |text: &str| {
+            if let Some(output) = output {
+                output.say(&message::warning(text));
+            }
+        };
+        warning.iter().for_each(|warning| say(warning));
+
+        let wanted = Wanted { image: &image, credentials, policy: None };
+        let mut group = Group { output, title: format!("Pulling {}", image.familiar()), open: false };
+        let obtained = tokio::select! {
+            biased;
+            obtained = self.puller.obtain(&wanted, |line| group.say(&line)) => obtained,
+            () = cancellation.reached(Stop::Ask) => bail!("{field}: cancelled while the image was being pulled"),
+        };
+        drop(group);
+        let Obtained { lease, pulled, warnings } = obtained.context(field)?;
+        warnings.iter().for_each(|warning| say(warning));
+        if pulled.is_some() {
+            self.collect_images();
+        }
+        Ok(lease)
+    }
+
+    /// Removes images in the background if the disk is too full; the timer may be far away.
+    fn collect_images(&self) {
+        let store = Arc::clone(&self.store);
+        let marks = self.settings.images.collect;
+        tokio::task::spawn_blocking(move || {
+            let scope = Scope::Watermarks { start: marks.start, stop: marks.stop };
+            if let Err(error) = collect(&store, scope) {
+                tracing::warn!("images cannot be collected: {error}");
+            }
+        });
+    }
+}
+
+fn collect(store: &Store, scope: Scope) -> Result<(), runner_store::StoreError> {
+    let Scope::Watermarks { start, .. } = scope else { return Ok(()) };
+    let full = |space: Space| space.percent_used() > start;
+    if full(store.space()?) {
+        store.prune(scope, &mut |reference| tracing::info!("removed image {reference}: the disk is too full"))?;
+    }
+    Ok(())
+}
+
+/// The digest that says exactly what an image is: the registry's, which a pinned reference names; else the manifest's; else
+/// the image's id.
+pub(crate) fn exact_digest(lease: &Lease) -> String {
+    lease.digest().or(lease.manifest()).unwrap_or_else(|| lease.id()).to_string()
+}
+
+/// Lines about a pull, folded in the log. There is no group without a line.
+struct Group<'a> {
+    output: Option<&'a Output>,
+    title: String,
+    open: bool,
+}
+
+impl Group<'_> {
+    fn say(&mut self, line: &Line) {
+        let Some(output) = self.output else { return };
+        if !self.open {
+            output.say(&message::group(&self.title));
+            self.open = true;
+        }
+        output.say(&line.to_string());
+    }
+}
+
+impl Drop for Group<'_> {
+    fn drop(&mut self) {
+        if self.open
+            && let Some(output) = self.output
+        {
+            output.say(&message::endgroup());
+        }
+    }
+}
