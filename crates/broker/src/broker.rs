@@ -62,6 +62,12 @@ impl Broker {
         let puller = Puller::new(Arc::clone(&store), &settings);
         let broker = Self { engine, store, puller, settings, jobs: Jobs::default(), owner };
         broker.reap().await?;
+        let store = Arc::clone(&broker.store);
+        // Nothing waits for it: it is beside pulls as it is beside those of other processes.
+        tokio::task::spawn_blocking(move || match store.sweep() {
+            Ok(swept) => tracing::debug!(?swept, "swept the image store"),
+            Err(error) => tracing::error!("the image store cannot be swept: {error}"),
+        });
         Ok(broker)
     }
 

@@ -58,17 +58,21 @@ impl Broker {
         let Obtained { lease, pulled, warnings } = obtained.context(field)?;
         warnings.iter().for_each(|warning| say(warning));
         if pulled.is_some() {
-            self.collect_images();
+            self.tidy_store();
         }
         Ok(lease)
     }
 
-    /// Removes images in the background if the disk is too full; the timer may be far away.
-    fn collect_images(&self) {
+    /// Brings what was pulled to the disk, and removes images if the disk is too full: in the background, and without
+    /// waiting for the timer.
+    fn tidy_store(&self) {
         let store = Arc::clone(&self.store);
         let marks = self.settings.images.collect;
         tokio::task::spawn_blocking(move || {
             let scope = Scope::Watermarks { start: marks.start, stop: marks.stop };
+            if let Err(error) = store.settle() {
+                tracing::warn!("{error}");
+            }
             if let Err(error) = collect(&store, scope) {
                 tracing::warn!("images cannot be collected: {error}");
             }

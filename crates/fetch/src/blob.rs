@@ -45,7 +45,9 @@ impl Transfer {
         for piece in bytes.chunks(PIECE) {
             // Into the page cache; a thread for it would cost more than it waits.
             self.file.write_all(piece).map_err(|error| {
-                Failure::lasting(Kind::Local, format!("the {} cannot be stored: {error}", blob_name(&self.digest)))
+                let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+                let kind = if full { Kind::Full } else { Kind::Local };
+                Failure::lasting(kind, format!("the {} cannot be stored: {error}", blob_name(&self.digest)))
             })?;
             self.reached += piece.len() as u64;
             self.pipe.write_all(piece).await.map_err(|error| {

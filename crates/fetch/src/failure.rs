@@ -14,6 +14,7 @@ pub(crate) enum Kind {
     Unavailable,
     Refused,
     BadAnswer,
+    Full,
     Local,
 }
 
@@ -59,6 +60,7 @@ impl From<Failure> for FetchError {
             Kind::Unavailable => FetchError::Unavailable,
             Kind::Refused => FetchError::Refused,
             Kind::BadAnswer => FetchError::BadAnswer,
+            Kind::Full => FetchError::Full,
             Kind::Local => FetchError::Local,
         };
         make(failure.text)

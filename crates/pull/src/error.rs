@@ -16,7 +16,7 @@ pub enum PullError {
     Policy(#[from] PolicyError),
     /// It is not in the store, and nothing may be pulled.
     #[error(
-        "image {image}: not in the store, and RUNNER_IMAGE_PULL=never forbids pulling; bring it there with 'runnerctl image pull \
+        "image {image}: not in the store, and pulling is off (RUNNER_IMAGE_PULL=never); bring it there with 'runnerctl image pull \
          {image}' or 'runnerctl image import {image} SOURCE'"
     )]
     NotPresent {

@@ -12,6 +12,7 @@ mod settings;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -226,7 +227,7 @@ impl Puller {
     }
 
     async fn repository(&self, wanted: &Wanted<'_>, warnings: &mut Vec<String>) -> Result<Repository, PullError> {
-        let auth = self.auth_file()?;
+        let auth = self.auth_file(warnings)?;
         let route = runner_model::registry::route(wanted.image, &self.registries, wanted.credentials.as_ref(), &auth);
         warnings.extend(route.warnings);
         let certificates = match &self.registries.ca_file {
@@ -238,7 +239,12 @@ impl Puller {
     }
 
     /// Read each time: it may be changed without a restart, and what is not in memory is in no core dump.
-    fn auth_file(&self) -> Result<AuthFile, PullError> {
+    fn auth_file(&self, warnings: &mut Vec<String>) -> Result<AuthFile, PullError> {
+        let others = fs::metadata(&self.auth_file).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0);
+        if others {
+            let path = self.auth_file.display();
+            warnings.push(format!("{path}: others may read the passwords in it; run 'chmod 600 {path}'"));
+        }
         match read(&self.auth_file)? {
             Some(contents) => Ok(AuthFile::parse(&self.auth_file.display().to_string(), &contents)?),
             None => Ok(AuthFile::default()),

@@ -142,6 +142,7 @@ fn store_error(error: FetchError) -> StoreError {
         FetchError::Bus(error) => {
             StoreError::fetch(format!("image-fetch ended ({error}); see 'journalctl -u runner-image-fetch@*.service'"))
         }
+        FetchError::Full(text) => StoreError::no_space(text),
         error => StoreError::fetch(error.text()),
     }
 }

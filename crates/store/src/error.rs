@@ -64,6 +64,11 @@ impl StoreError {
         StoreError::new(ErrorKind::Fetch, cause)
     }
 
+    /// An error of whoever fetches images and found the store's file system full.
+    pub fn no_space(cause: impl Into<String>) -> StoreError {
+        StoreError::new(ErrorKind::NoSpace, cause)
+    }
+
     pub(crate) fn new(kind: ErrorKind, cause: impl Into<String>) -> StoreError {
         StoreError { kind, image: None, layer: None, cause: cause.into() }
     }

@@ -149,8 +149,15 @@ impl Work<'_> {
                     let (reused, stats) = (made.is_none(), made.unwrap_or_default());
                     return Ok(Held { digest, reused, stats, _lock: lock });
                 }
-                // Found by the next turn, under a shared lock.
-                Claim::Absent(_lock) => made = Some(self.make(index, layer, report)?),
+                Claim::Absent(lock) => {
+                    let stats = self.make(index, layer, report)?;
+                    made = Some(stats);
+                    let lock = lock.share()?;
+                    // A sweep may have come between the two locks; then it has to be made again.
+                    if lock.is_linked()? && self.store.has_layer(&digest)? {
+                        return Ok(Held { digest, reused: false, stats, _lock: lock });
+                    }
+                }
             }
         }
     }

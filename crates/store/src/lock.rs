@@ -51,6 +51,11 @@ impl Lock {
         }
     }
 
+    /// Makes an exclusive lock shared. Not atomic (flock(2)): somebody else may have been in between.
+    pub(crate) fn share(self) -> Result<Lock, StoreError> {
+        Lock::wait(self.0, Share::Shared)
+    }
+
     /// Whether the locked file still has a name; one that was collected while we waited has none.
     pub(crate) fn is_linked(&self) -> Result<bool, StoreError> {
         let stat = rustix::fs::fstat(&self.0).map_err(|error| StoreError::io("look at a locked file", error))?;

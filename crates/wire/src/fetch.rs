@@ -101,7 +101,9 @@ pub enum FetchError {
     Refused(String),
     /// The answer makes no sense, or is not what its digest or size says.
     BadAnswer(String),
-    /// The bytes could not be written where they were wanted: a full disk, or a pipe whose reader went away. The system's
+    /// The file system the bytes were wanted on is full.
+    Full(String),
+    /// The bytes could not be written where they were wanted, for instance into a pipe whose reader went away. The system's
     /// message is in the text. Nobody else is asked then.
     Local(String),
 }

@@ -48,6 +48,7 @@ pub(super) fn prune(
         }
         _ => None,
     };
+    store.settle()?;
     let pruned = match scope {
         Some(scope) => store.prune(scope, &mut |reference| {
             // What was removed is gone, whoever hears of it.
