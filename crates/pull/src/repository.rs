@@ -4,6 +4,8 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use runner_model::config::ProxySettings;
 use runner_model::image_ref::Reference;
@@ -27,14 +29,19 @@ pub(crate) struct Repository {
     stream: UnixStream,
     runtime: Handle,
     mirrors: bool,
+    given_up: Arc<AtomicBool>,
 }
 
 /// Ends the connection when dropped, and with it the process at its other end.
-pub(crate) struct HangUp(io::Result<UnixStream>);
+pub(crate) struct HangUp {
+    stream: io::Result<UnixStream>,
+    given_up: Arc<AtomicBool>,
+}
 
 impl Drop for HangUp {
     fn drop(&mut self) {
-        if let Ok(stream) = &self.0 {
+        self.given_up.store(true, Ordering::Relaxed);
+        if let Ok(stream) = &self.stream {
             // One that is closed already is what is wanted.
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -63,14 +70,20 @@ impl Repository {
                 no_proxy: proxies.no_proxy.clone().unwrap_or_default(),
             },
         };
-        let repository =
-            Self { image: image.clone(), proxy, stream: own, runtime: Handle::current(), mirrors: endpoints.len() > 1 };
+        let repository = Self {
+            image: image.clone(),
+            proxy,
+            stream: own,
+            runtime: Handle::current(),
+            mirrors: endpoints.len() > 1,
+            given_up: Arc::default(),
+        };
         repository.proxy.open(&origin).await.map_err(|error| repository.failed(error))?;
         Ok(repository)
     }
 
     pub(crate) fn hang_up(&self) -> HangUp {
-        HangUp(self.stream.try_clone())
+        HangUp { stream: self.stream.try_clone(), given_up: Arc::clone(&self.given_up) }
     }
 
     /// Digest that the registry gives for the tag at the moment.
@@ -102,6 +115,10 @@ impl Remote for Repository {
 
     fn has_mirrors(&self) -> bool {
         self.mirrors
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
     }
 
     fn blob(&self, blob: &BlobRequest<'_>, file: OwnedFd) -> Result<Fetching, StoreError> {

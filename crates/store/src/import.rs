@@ -6,13 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
 use crate::archive::ImageArchive;
+use crate::claim::Claim;
 use crate::config;
 use crate::copy;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, StoreError, quoted};
 use crate::layout::{ImageRecord, LayerForm, LayerRecord, LayerStats, Layout, RefRecord, Stage, now};
 use crate::limits::Budget;
-use crate::lock::{Lock, Share, open_layer_lock};
+use crate::lock::{Lock, Share};
 use crate::remote::Remote;
 use crate::source::{Container, ImageSource, Source, open_directory};
 use crate::unpack::make_dir;
@@ -78,14 +79,6 @@ pub struct Imported {
     pub stats: LayerStats,
 }
 
-/// A layer, and the lock that goes with its state.
-pub(crate) enum Claim {
-    /// It is there, under a shared lock.
-    Present(Lock),
-    /// It is not there, and whoever holds this exclusive lock makes it.
-    Absent(Lock),
-}
-
 /// What a reference comes to name, but for its layers.
 pub(crate) struct Named<'a> {
     pub(crate) config: &'a [u8],
@@ -95,12 +88,13 @@ pub(crate) struct Named<'a> {
     pub(crate) documents: &'a [(Digest, Vec<u8>)],
 }
 
-/// A layer in the store that cannot be collected as long as this lives.
+/// A layer in the store that cannot be collected as long as this lives. Without a lock somebody else's keeps it, as long as
+/// that lasts.
 pub(crate) struct Held {
     pub(crate) digest: Digest,
     pub(crate) reused: bool,
     pub(crate) stats: LayerStats,
-    pub(crate) _lock: Lock,
+    pub(crate) _lock: Option<Lock>,
 }
 
 impl Store {
@@ -203,8 +197,8 @@ impl Store {
         let stage = self.layout.stage()?;
         let (digest, record) = fill(&stage, progress)?;
         let mut waiting = || progress(Progress::Waiting { index: 0, total: 1, layer: digest });
-        let (reused, lock) = match self.claim_layer(&digest, &mut waiting)? {
-            Claim::Present(lock) => (true, lock),
+        let (reused, lock) = match self.claim_layer(&digest, None, &|| false, &mut waiting)? {
+            Claim::Present(lock) => (true, Some(lock)),
             Claim::Absent(lock) => {
                 stage.publish(&digest, &record)?;
                 (false, lock)
@@ -308,38 +302,8 @@ impl Store {
         Ok(self.layout.read_layer(layer)?.is_some())
     }
 
-    /// Finds a layer, or takes the right to make it. `waiting` is called before this has to wait for whoever makes it.
-    ///
-    /// The exclusive lock is only ever tried. Others hold shared locks on finished layers until their image is complete;
-    /// waiting for those, two imports could wait for each other.
-    pub(crate) fn claim_layer(&self, layer: &Digest, waiting: &mut dyn FnMut()) -> Result<Claim, StoreError> {
-        let open = || open_layer_lock(self.layout.locks.as_fd(), &layer.hex());
-        loop {
-            let lock = match Lock::attempt(open()?, Share::Shared)? {
-                Some(lock) => lock,
-                None => {
-                    waiting();
-                    Lock::wait(open()?, Share::Shared)?
-                }
-            };
-            // The file may have been collected between opening and locking; then others no longer see this lock.
-            if !lock.is_linked()? {
-                continue;
-            }
-            if self.has_layer(layer)? {
-                return Ok(Claim::Present(lock));
-            }
-            drop(lock);
-            match Lock::attempt(open()?, Share::Exclusive)? {
-                Some(lock) if lock.is_linked()? && !self.has_layer(layer)? => return Ok(Claim::Absent(lock)),
-                // Somebody else looks at the same moment, or was faster.
-                _ => std::thread::yield_now(),
-            }
-        }
-    }
-
     /// A nameless file in the store's file system, gone when closed.
-    fn spool(&self) -> Result<File, StoreError> {
+    pub(crate) fn spool(&self) -> Result<File, StoreError> {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         rustix::fs::openat(&self.layout.tmp, ".", flags, Mode::from_raw_mode(0o600))
             .map(File::from)

@@ -7,12 +7,14 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::claim::Claim;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, StoreError};
-use crate::import::{Claim, Held, Imported, Named, Progress, new_root};
+use crate::import::{Held, Imported, Named, Progress, new_root};
 use crate::layout::{LayerForm, LayerRecord, LayerStats};
 use crate::limits::Budget;
+use crate::lock::Lock;
 use crate::prune::Scope;
 use crate::remote::{BlobRequest, Partial, Remote};
 use crate::source::{ImageSource, LayerBytes, LayerSource};
@@ -58,10 +60,17 @@ impl Store {
             next: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
         };
-        let held = work.all(progress)?;
         let ImageSource { config, manifest, digest, documents, .. } = image;
         let named = Named { config, manifest: *manifest, digest: *digest, documents };
-        self.publish(reference, &named, &held)
+        let held = work.all(progress)?;
+        match self.publish(reference, &named, &held) {
+            // A layer made beside somebody else who had its lock, and collected when he let go of it.
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                work.next.store(0, Ordering::Relaxed);
+                self.publish(reference, &named, &work.all(progress)?)
+            }
+            published => published,
+        }
     }
 }
 
@@ -141,28 +150,29 @@ impl Work<'_> {
     fn one(&self, index: usize, layer: &LayerSource, report: &mut dyn FnMut(Progress)) -> Result<Held, StoreError> {
         let digest = layer.diff_id;
         let total = self.order.len();
+        let given_up = || self.failed.load(Ordering::Relaxed) || self.image.is_given_up();
         let mut made = None;
         loop {
             let mut waiting = || report(Progress::Waiting { index, total, layer: digest });
-            match self.store.claim_layer(&digest, &mut waiting)? {
+            let claim = self.store.claim_layer(&digest, layer.blob, &given_up, &mut waiting)?;
+            let lock = match claim {
                 Claim::Present(lock) => {
                     let (reused, stats) = (made.is_none(), made.unwrap_or_default());
-                    return Ok(Held { digest, reused, stats, _lock: lock });
+                    return Ok(Held { digest, reused, stats, _lock: Some(lock) });
                 }
-                Claim::Absent(lock) => {
-                    let stats = self.make(index, layer, report)?;
-                    made = Some(stats);
-                    let lock = lock.share()?;
-                    // A sweep may have come between the two locks; then it has to be made again.
-                    if lock.is_linked()? && self.store.has_layer(&digest)? {
-                        return Ok(Held { digest, reused: false, stats, _lock: lock });
-                    }
-                }
+                Claim::Absent(lock) => lock,
+            };
+            let stats = self.make(index, layer, report)?;
+            made = Some(stats);
+            let lock = lock.map(Lock::share).transpose()?;
+            // A sweep may have come between the two locks; then it has to be made again.
+            if lock.as_ref().map_or(Ok(true), Lock::is_linked)? && self.store.has_layer(&digest)? {
+                return Ok(Held { digest, reused: false, stats, _lock: lock });
             }
         }
     }
 
-    /// Unpacks a layer into its place. The caller holds its lock exclusively.
+    /// Unpacks a layer into its place.
     fn make(
         &self,
         index: usize,

@@ -332,6 +332,8 @@ impl Stage<'_> {
         let place =
             || rustix::fs::renameat_with(&layout.tmp, &self.name, &layout.layers, &name, RenameFlags::NOREPLACE);
         match place() {
+            // Made by somebody else at the same time.
+            Err(Errno::EXIST) if layout.read_layer(layer).is_ok_and(|found| found.is_some()) => return Ok(()),
             Err(Errno::EXIST) => {
                 // A layer without a readable record is no layer; guests that have it mounted keep what they see.
                 let trash = unique_name("trash");

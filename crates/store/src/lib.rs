@@ -10,6 +10,7 @@
 //! The format on disk is specified in `docs/store-format.md`.
 
 mod archive;
+mod claim;
 mod collect;
 mod compression;
 mod config;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use std::time::Duration;
+
 use crate::error::StoreError;
 
 /// Bounds on what an import may cost. The byte and entry bounds hold for one import, all its layers together.
@@ -24,6 +26,9 @@ pub struct Limits {
     pub layers: usize,
     /// Bytes of one JSON document (manifest, index, configuration); 4 MiB, what registries accept.
     pub document_bytes: u64,
+    /// Whoever makes a layer must have fetched another mebibyte of it in this time, or others who need the layer no longer
+    /// wait for him; 10 seconds.
+    pub stall: Duration,
 }
 
 impl Default for Limits {
@@ -37,6 +42,7 @@ impl Default for Limits {
             depth: 255,
             layers: 128,
             document_bytes: 4 << 20,
+            stall: Duration::from_secs(10),
         }
     }
 }

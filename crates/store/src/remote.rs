@@ -1,7 +1,7 @@
 //! Images that are not on this machine: what the store asks of whoever fetches them, and blobs fetched in part.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 
@@ -35,6 +35,11 @@ pub trait Remote: Sync {
 
     /// Whether others than the registry itself may answer.
     fn has_mirrors(&self) -> bool;
+
+    /// Whether nobody wants the image any more, so that there is nothing to wait for.
+    fn is_given_up(&self) -> bool {
+        false
+    }
 
     /// Begins to fetch a layer's blob: the bytes from `have` on are appended to `file` and then written into the pipe
     /// whose read end is returned. `origin_only` leaves mirrors out, since bytes from one of them were wrong.
@@ -71,27 +76,32 @@ impl std::fmt::Debug for Fetching {
     }
 }
 
-/// `partial/HEX`: the beginning of a blob, locked by whoever goes on with it.
+/// `partial/HEX`: the beginning of a blob, locked by whoever goes on with it; or, when somebody else has that, a file
+/// without a name.
 pub(crate) struct Partial<'a> {
     store: &'a Store,
-    name: String,
-    lock: Lock,
+    name: Option<String>,
+    file: Lock,
 }
 
 impl Store {
-    /// Opens what is there of a blob, or makes an empty file for it. Waits for whoever is at work on it.
+    /// Opens what is there of a blob, or makes an empty file for it. Nobody is waited for: who needs the blob for the same
+    /// layer waits for the layer, and others may be at work on it for as long as they please.
     pub(crate) fn partial(&self, blob: &Digest, size: u64) -> Result<Partial<'_>, StoreError> {
         let name = blob.hex();
         let failed = |error| StoreError::io(format_args!("open partial/{name}"), error);
-        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         loop {
             let fd = rustix::fs::openat(&self.layout.partial, &name, flags, Mode::from_raw_mode(0o600));
-            let lock = Lock::wait(fd.map_err(failed)?, Share::Exclusive)?;
-            // Finished or collected by somebody else while we waited.
-            if !lock.is_linked()? {
+            let Some(file) = Lock::attempt(fd.map_err(failed)?, Share::Exclusive)? else {
+                let file = Lock::wait(OwnedFd::from(self.spool()?), Share::Exclusive)?;
+                return Ok(Partial { store: self, name: None, file });
+            };
+            // Finished or collected by somebody else just now.
+            if !file.is_linked()? {
                 continue;
             }
-            let partial = Partial { store: self, name, lock };
+            let partial = Partial { store: self, name: Some(name), file };
             if partial.have()? > size {
                 partial.start_over()?;
             }
@@ -103,36 +113,42 @@ impl Store {
 impl Partial<'_> {
     /// Bytes that are there.
     pub(crate) fn have(&self) -> Result<u64, StoreError> {
-        let stat = rustix::fs::fstat(self.lock.as_fd()).map_err(|error| self.failed("look at", error))?;
+        let stat = rustix::fs::fstat(self.file.as_fd()).map_err(|error| self.failed("look at", error))?;
         Ok(u64::try_from(stat.st_size).unwrap_or(0))
     }
 
     /// Forgets the bytes.
     pub(crate) fn start_over(&self) -> Result<(), StoreError> {
-        rustix::fs::ftruncate(self.lock.as_fd(), 0).map_err(|error| self.failed("empty", error))
+        rustix::fs::ftruncate(self.file.as_fd(), 0).map_err(|error| self.failed("empty", error))
     }
 
-    /// A descriptor that appends.
+    /// A descriptor that appends and does not read.
     pub(crate) fn writer(&self) -> Result<OwnedFd, StoreError> {
-        let copy = self.lock.as_fd().try_clone_to_owned();
-        copy.map_err(|error| StoreError::io(format_args!("open partial/{}", self.name), error))
+        self.again(OFlags::WRONLY | OFlags::APPEND)
     }
 
     /// A descriptor that only reads.
     pub(crate) fn reader(&self) -> Result<File, StoreError> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        rustix::fs::openat(&self.store.layout.partial, &self.name, flags, Mode::empty())
-            .map(File::from)
-            .map_err(|error| self.failed("open", error))
+        self.again(OFlags::RDONLY).map(File::from)
+    }
+
+    /// Opens the very file again; its name could be another one's by now.
+    fn again(&self, flags: OFlags) -> Result<OwnedFd, StoreError> {
+        let path = format!("/proc/self/fd/{}", self.file.as_fd().as_raw_fd());
+        rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(|error| self.failed("open", error))
     }
 
     /// The blob is no longer needed, or not wanted.
     pub(crate) fn remove(self) -> Result<(), StoreError> {
-        rustix::fs::unlinkat(&self.store.layout.partial, &self.name, AtFlags::empty())
-            .map_err(|error| self.failed("remove", error))
+        match &self.name {
+            Some(name) => rustix::fs::unlinkat(&self.store.layout.partial, name, AtFlags::empty())
+                .map_err(|error| self.failed("remove", error)),
+            None => Ok(()),
+        }
     }
 
     fn failed(&self, verb: &str, error: rustix::io::Errno) -> StoreError {
-        StoreError::io(format_args!("{verb} partial/{}", self.name), error)
+        let name = self.name.as_deref().unwrap_or("of no name");
+        StoreError::io(format_args!("{verb} partial/{name}"), error)
     }
 }

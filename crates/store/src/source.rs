@@ -404,6 +404,11 @@ impl<'a> ImageSource<'a> {
         matches!(self.container, Container::Remote(_))
     }
 
+    /// Whether nobody wants the image any more.
+    pub(crate) fn is_given_up(&self) -> bool {
+        matches!(self.container, Container::Remote(remote) if remote.is_given_up())
+    }
+
     /// The packed bytes of a layer, or where to fetch them.
     pub(crate) fn open_layer(&self, layer: &LayerSource) -> Result<LayerBytes<'a>, StoreError> {
         if let Container::Remote(remote) = self.container {

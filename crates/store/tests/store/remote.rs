@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use runner_store::{BlobRequest, Digest, ErrorKind, Fetching, Remote, Scope, Store, StoreError};
+use runner_store::{BlobRequest, Digest, ErrorKind, Fetching, Limits, Remote, Scope, Store, StoreError};
 
 use crate::fixtures::{Bench, Oci, REFERENCE, TAR, Tar, descriptor, go_architecture, gzip};
 
@@ -24,6 +24,8 @@ enum Mood {
     Short,
     /// Goes on after the end.
     Long,
+    /// Sends nothing until it is told to do otherwise.
+    Stalls,
 }
 
 /// A repository. Remembers what it was asked.
@@ -32,7 +34,7 @@ struct Shelf {
     root_type: String,
     documents: HashMap<Digest, Vec<u8>>,
     blobs: HashMap<Digest, Vec<u8>>,
-    mood: Mutex<Mood>,
+    mood: Arc<Mutex<Mood>>,
     asked: Mutex<Vec<String>>,
 }
 
@@ -44,7 +46,7 @@ impl Shelf {
             root_type: "application/vnd.oci.image.manifest.v1+json".into(),
             documents: [&manifest, &config].map(|text| (Digest::of(text), text.clone())).into(),
             blobs: oci.layers.iter().map(|(packed, _, digest, _)| (*digest, packed.clone())).collect(),
-            mood: Mutex::new(Mood::Well),
+            mood: Arc::new(Mutex::new(Mood::Well)),
             asked: Mutex::new(Vec::new()),
         }
     }
@@ -105,9 +107,14 @@ impl Remote for Shelf {
             }
             Mood::Short => bytes.truncate(last),
             Mood::Long => bytes.push(b'x'),
+            Mood::Stalls => bytes.truncate(0),
         }
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let mood = Arc::clone(&self.mood);
         let worker = std::thread::spawn(move || {
+            while *mood.lock().unwrap() == Mood::Stalls {
+                std::thread::yield_now();
+            }
             let rest = bytes.get(have..).unwrap_or_default();
             std::fs::File::from(file).write_all(rest).unwrap();
             // The reader may have had enough.
@@ -346,4 +353,35 @@ fn an_image_that_cannot_fit_is_not_fetched() {
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
     assert!(shelf.asked().iter().all(|what| !what.starts_with("blob")));
     assert_nothing_came(&bench, "no room");
+}
+
+#[test]
+fn a_registry_that_claims_a_layer_and_sends_nothing_holds_nobody_up() {
+    let bench = Bench::new();
+    let limits = Limits { stall: Duration::from_millis(100), ..Limits::default() };
+    let open = || Store::open_with(&bench.images(), limits.clone()).unwrap();
+    // The same layer, once in the same blob and once in another one.
+    let tar = layer("f0", "content");
+    let mut other_blob = Oci::of(&[]);
+    other_blob.push(&tar, tar.clone(), TAR);
+    for oci in [image(&["content"]), other_blob] {
+        let (slow, quick) = (Shelf::of(&oci), Shelf::of(&image(&["content"])));
+        slow.is(Mood::Stalls);
+        std::thread::scope(|scope| {
+            let slow_store = open();
+            let stuck = scope.spawn(|| slow_store.pull("docker.io/library/slow:1", None, &slow, &mut |_| {}).map(drop));
+            while slow.asked.lock().unwrap().len() < 3 {
+                std::thread::yield_now();
+            }
+            let imported = pull(&open(), &quick);
+            let lease = bench.store.resolve(REFERENCE).unwrap();
+            slow.is(Mood::Short);
+            let line = stuck.join().unwrap().map_err(|error| error.to_string());
+            assert_eq!(imported.unwrap().reused, 0);
+            assert!(lease.unwrap().layers()[0].join("f0").exists());
+            assert!(line.is_err(), "it got nothing, and yet: {line:?}");
+        });
+        bench.store.prune(Scope::All, &mut |_| {}).unwrap();
+        assert!(bench.names("layers").is_empty() && bench.names("tmp").is_empty() && bench.names("partial").is_empty());
+    }
 }
