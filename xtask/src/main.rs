@@ -56,14 +56,17 @@ enum Command {
     },
     /// Build and install the product on this machine, as `packaging/files` says
     Install,
-    /// Measure the hook in the lab with release builds
-    #[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --json figures.json")]
+    /// Measure the hook and pulling in the lab with release builds
+    #[command(
+        after_help = "Pulling is compared with podman, and with skopeo and umoci; Debian's packages are added to the lab host for \
+                            it.\n\nExamples:\n  cargo xtask bench\n  cargo xtask bench --jobs 0 --pulls 3\n  \
+                            cargo xtask bench --json figures.json"
+    )]
     Bench {
         #[command(flatten)]
         which: Which,
-        /// Jobs measured one by one
-        #[arg(long, default_value_t = 30)]
-        jobs: usize,
+        #[command(flatten)]
+        amounts: bench::Amounts,
         /// Also write the figures as JSON
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -232,7 +235,9 @@ fn run(command: Command) -> Result<u8> {
         Command::Sim { which, workflow, job, args } => sim::run(&which.lab()?, &workflow, job.as_deref(), &args),
         Command::Demo { which } => demo::run(&Workspace::find()?, &which.lab()?),
         Command::Install => install::run(&Workspace::find()?),
-        Command::Bench { which, jobs, json } => bench::run(&Workspace::find()?, &which.lab()?, jobs, json.as_deref()),
+        Command::Bench { which, amounts, json } => {
+            bench::run(&Workspace::find()?, &which.lab()?, &amounts, json.as_deref())
+        }
         Command::Test { which, no_lab, filter } => {
             check::run(&Workspace::find()?, &check::Plan { filter, no_lab, lab: which.lab()? })
         }

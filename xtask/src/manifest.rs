@@ -143,6 +143,10 @@ mod tests {
     fn the_shipped_table_parses() {
         let manifest = Manifest::parse(include_str!("../../packaging/files")).unwrap();
         assert!(manifest.files.iter().any(|file| file.path == "/usr/lib/runner/container-hooks.sh"));
-        assert_eq!(manifest.enabled, ["runner-guestd.socket"]);
+        assert!(manifest.enabled.iter().any(|unit| unit == "runner-guestd.socket"), "{:?}", manifest.enabled);
+        for unit in &manifest.enabled {
+            let path = format!("/usr/lib/systemd/system/{unit}");
+            assert!(manifest.files.iter().any(|file| file.path == path), "{unit} is enabled and not installed");
+        }
     }
 }

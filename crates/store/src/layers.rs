@@ -101,8 +101,10 @@ impl Store {
         }
         if space.free < least {
             let free = space.free;
-            let cause =
-                format!("{packed} bytes to fetch and only {free} bytes free; remove other files, or images in use");
+            let cause = format!(
+                "needs at least {least} bytes ({packed} to fetch, and to unpack) and only {free} are free; remove other \
+                 files, or images that are in use"
+            );
             return Err(StoreError::new(ErrorKind::NoSpace, cause));
         }
         Ok(())

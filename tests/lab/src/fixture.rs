@@ -1,7 +1,7 @@
 //! Images made on the spot from what the lab host has: its static busybox, its bash and C library.
 
 use std::fs;
-use std::sync::Once;
+use std::sync::{Once, OnceLock};
 
 use serde_json::{Value, json};
 
@@ -73,6 +73,16 @@ pub(crate) fn bare() -> &'static str {
         import("lab/bare:latest", "bare");
     });
     "lab/bare:latest"
+}
+
+/// The layer of an image with busybox, as a tar archive.
+pub(crate) fn busybox_layer() -> Vec<u8> {
+    static LAYER: OnceLock<Vec<u8>> = OnceLock::new();
+    let make = || {
+        busybox_tree("pulled-tree", "debian");
+        fs::read(pack("pulled-tree")).expect("it was just made")
+    };
+    LAYER.get_or_init(make).clone()
 }
 
 #[track_caller]

@@ -60,7 +60,8 @@ pub(crate) fn now() -> BTreeSet<String> {
     for line in host::sh("machinectl list --no-legend --no-pager").lines() {
         add("machine", line.split_whitespace().next().unwrap_or(line));
     }
-    let units = "systemctl list-units --all --plain --no-legend --no-pager 'runner-guest-*' 'runner-guests-*'";
+    let units = "systemctl list-units --all --plain --no-legend --no-pager 'runner-guest-*' 'runner-guests-*' \
+                 'runner-image-fetch@*'";
     for line in host::sh(units).lines() {
         add("unit", line);
     }
@@ -123,7 +124,13 @@ fn processes(add: &mut dyn FnMut(&str)) {
         let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok());
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        let ours = ["systemd-nspawn ", "/usr/lib/runner/guest-", "/usr/lib/runner/container-hooks"];
+        let ours = [
+            "systemd-nspawn ",
+            "/usr/lib/runner/guest-",
+            "/usr/lib/runner/container-hooks",
+            "/usr/lib/runner/image-fetch",
+            "/usr/lib/runner/layer-unpack",
+        ];
         if uid.is_some_and(|uid: u32| uid >= GUEST_IDS) || ours.iter().any(|program| line.starts_with(program)) {
             add(&format!("{pid} uid {} {line}", uid.unwrap_or_default()));
         }

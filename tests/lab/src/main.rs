@@ -13,6 +13,7 @@ mod examples;
 mod fixture;
 mod hook;
 mod host;
+mod images;
 mod isolation;
 mod lab;
 mod leftovers;
@@ -21,7 +22,9 @@ mod network;
 mod nspawn_run;
 mod options;
 mod output;
+mod pulls;
 mod refusals;
+mod registry;
 mod request;
 mod status;
 mod terminal;
@@ -72,6 +75,9 @@ fn tests() -> Vec<Test> {
         terminal::tests(),
         examples::tests(),
         workflows::tests(),
+        // Last: names that other tests give to images of their own are pulled here.
+        pulls::tests(),
+        images::tests(),
     ]
     .concat()
 }

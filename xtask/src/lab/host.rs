@@ -28,13 +28,13 @@ const KILL_LIMIT: Duration = Duration::from_secs(20);
 const NSPAWN_RUN: &str = "/run/systemd/nspawn";
 
 /// Starts the machine on `lab.root()` and returns when its PID 1 says it is ready.
-pub(crate) fn boot(lab: &Lab, tree: String) -> Result<State> {
+pub(crate) fn boot(lab: &Lab, tree: String, registry: String) -> Result<State> {
     let dir = lab.run_dir();
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let readiness = Readiness::listen(&lab.notify_socket())?;
     let pid = if systemd_is_pid_1() { start_as_unit(lab)? } else { start_in_own_group(lab)? };
     let nspawn = ProcessId::of(pid).with_context(|| died(lab))?;
-    let mut state = State { boot_id: boot_id()?, nspawn, tree, ready: false };
+    let mut state = State { boot_id: boot_id()?, nspawn, tree, registry, ready: false };
     state.save(&lab.state_file())?;
     readiness.wait(lab, nspawn)?;
     state.ready = true;
@@ -65,7 +65,7 @@ pub(crate) fn reboot(lab: &Lab, state: &State, ending: Ending) -> Result<State> 
         }
     }
     stop(lab)?;
-    boot(lab, state.tree.clone())
+    boot(lab, state.tree.clone(), state.registry.clone())
 }
 
 /// Kills the machine if it runs, and removes all of it. Works from names alone, whatever state it was left in.

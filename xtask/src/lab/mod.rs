@@ -5,9 +5,12 @@ mod copy;
 mod enter;
 mod host;
 mod install;
+mod overlay;
 mod packages;
+mod registry;
 mod state;
 mod suite;
+pub(crate) mod tools;
 mod tree;
 
 use std::fs::{self, File, TryLockError};
@@ -20,6 +23,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub(crate) use enter::Request;
 pub(crate) use packages::require_root;
+pub(crate) use registry::PUBLIC_ADDRESS as PUBLIC_REGISTRY;
 pub(crate) use suite::Suite;
 
 use crate::child::Program;
@@ -143,6 +147,12 @@ impl Lab {
         state.nspawn.leader()?.context("the lab host has no PID 1 at the moment: try again, or `cargo xtask lab down`")
     }
 
+    /// Inode of the host's PID namespace: what processes inside have as `/proc/PID/ns/pid` here.
+    pub(crate) fn process_namespace(&self) -> Result<u64> {
+        let path = format!("/proc/{}/ns/pid", self.leader(&self.require_running()?)?);
+        Ok(fs::metadata(&path).with_context(|| format!("look at {path}"))?.ino())
+    }
+
     /// A program run inside the host as root. It goes through this very program, even if its file was rebuilt meanwhile.
     pub(crate) fn inside<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Program {
         self.inside_as("root", words)
@@ -201,7 +211,7 @@ impl Lab {
 
     fn ensure_booted(&self) -> Result<()> {
         if let Some(state) = self.running()? {
-            if state.tree == self.suite.tree_name() {
+            if state.tree == self.suite.tree_name() && state.registry == registry::storage_name() {
                 let phase = Phase::start("lab host", "waiting for it");
                 if !state.ready {
                     host::reboot(self, &state, Ending::PowerCut)?;
@@ -210,13 +220,15 @@ impl Lab {
                 phase.end(&format!("{} is up ({condition})", self.name()));
                 return Ok(());
             }
-            note("lab host   runs an older root tree: starting anew");
+            note("lab host   runs an older root tree or registry: starting anew");
         }
         let tree = tree::cached(Path::new(CACHE), self.suite)?;
+        let images = registry::cached(Path::new(CACHE))?;
         let phase = Phase::start("lab host", "booting");
         host::remove(self)?;
         tree::copy(&tree, &self.root(), &self.name())?;
-        let state = host::boot(self, self.suite.tree_name())?;
+        registry::install(&images, &self.root())?;
+        let state = host::boot(self, self.suite.tree_name(), registry::storage_name())?;
         let condition = self.wait_until_started()?;
         phase.end(&format!("{} booted ({condition}), leader {}", self.name(), self.leader(&state)?));
         Ok(())

@@ -15,6 +15,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
     ("sha256sum", "coreutils"),
     ("tar", "tar"),
+    ("unshare", "util-linux"),
+    ("zstd", "zstd"),
 ];
 
 /// Installs what is missing. Needs root, as everything the lab does.
@@ -68,6 +70,6 @@ mod tests {
     fn only_packages_of_missing_programs_are_installed() {
         assert_eq!(missing(&|_| true), Vec::<&str>::new());
         assert_eq!(missing(&|program| program != "mmdebstrap"), ["mmdebstrap"]);
-        assert_eq!(missing(&|program| program == "tar").len(), 4);
+        assert_eq!(missing(&|program| program == "tar").len(), 5);
     }
 }

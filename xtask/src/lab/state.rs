@@ -16,6 +16,9 @@ pub(crate) struct State {
     pub(crate) nspawn: ProcessId,
     /// The cached tree the host was copied from.
     pub(crate) tree: String,
+    /// The cached storage folder its registries were given.
+    #[serde(default)]
+    pub(crate) registry: String,
     /// Its PID 1 has said that it is ready. Otherwise the command that booted it was cut short.
     pub(crate) ready: bool,
 }
@@ -141,6 +144,7 @@ mod tests {
             boot_id: boot_id().unwrap(),
             nspawn: ProcessId::of(std::process::id()).unwrap(),
             tree: "t".into(),
+            registry: "r".into(),
             ready: true,
         };
         state.save(&path).unwrap();

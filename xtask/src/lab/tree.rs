@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use super::registry;
 use super::suite::Suite;
 use crate::child::Program;
 use crate::progress::Phase;
 
 /// Mark of a tree that is being made. Only the holder of the lock makes trees, so one that is there is left over. No name
 /// is used twice: children of a killed mmdebstrap may still write.
-const UNFINISHED: &str = ".unfinished-";
+pub(crate) const UNFINISHED: &str = ".unfinished-";
 
 /// The cached tree of this suite, made if it is not there.
 pub(crate) fn cached(cache: &Path, suite: Suite) -> Result<PathBuf> {
@@ -33,13 +34,15 @@ pub(crate) fn cached(cache: &Path, suite: Suite) -> Result<PathBuf> {
     Ok(tree)
 }
 
-/// Removes every cached tree of this suite, and the images made for lab hosts.
+/// Removes every cached tree of this suite, and the images made for lab hosts of any.
 pub(crate) fn purge(cache: &Path, suite: Suite) -> Result<()> {
     let prefix = format!("{}-", suite.name());
-    remove_each(cache, |name| name.starts_with(&prefix) || name == "images")
+    let chosen = |name: &str| name.starts_with(&prefix) || name.starts_with(registry::PREFIX) || name == "images";
+    remove_each(cache, chosen)
 }
 
-fn remove_each(dir: &Path, chosen: impl Fn(&str) -> bool) -> Result<()> {
+/// Removes the entries of a folder whose names are chosen.
+pub(crate) fn remove_each(dir: &Path, chosen: impl Fn(&str) -> bool) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
         let entry = entry.with_context(|| format!("read {}", dir.display()))?;
         if chosen(&entry.file_name().to_string_lossy()) {
@@ -112,4 +115,25 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
 fn replace_link(target: &str, link: &Path) -> Result<()> {
     remove(link)?;
     symlink(target, link).with_context(|| format!("link {} to {target}", link.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn purging_a_suite_keeps_the_others_trees_and_nothing_all_share() {
+        let cache = std::env::temp_dir().join(format!("xtask-purge-{}", std::process::id()));
+        for name in ["trixie-1", "bookworm-1", "registry-1", "images"] {
+            fs::create_dir_all(cache.join(name).join("usr")).unwrap();
+        }
+        for name in ["lock", "trixie-1-tools-2.tar"] {
+            fs::write(cache.join(name), "").unwrap();
+        }
+        purge(&cache, Suite::Trixie).unwrap();
+        let mut left: Vec<_> = fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["bookworm-1", "lock"]);
+        fs::remove_dir_all(&cache).unwrap();
+    }
 }
