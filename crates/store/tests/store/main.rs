@@ -9,6 +9,7 @@ mod confinement;
 mod fixtures;
 mod in_process;
 mod lifecycle;
+mod remote;
 mod sandboxed;
 mod sources;
 mod verify;

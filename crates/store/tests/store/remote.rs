@@ -367,8 +367,8 @@ fn a_registry_that_claims_a_layer_and_sends_nothing_holds_nobody_up() {
     for oci in [image(&["content"]), other_blob] {
         let (slow, quick) = (Shelf::of(&oci), Shelf::of(&image(&["content"])));
         slow.is(Mood::Stalls);
+        let slow_store = open();
         std::thread::scope(|scope| {
-            let slow_store = open();
             let stuck = scope.spawn(|| slow_store.pull("docker.io/library/slow:1", None, &slow, &mut |_| {}).map(drop));
             while slow.asked.lock().unwrap().len() < 3 {
                 std::thread::yield_now();
@@ -384,4 +384,28 @@ fn a_registry_that_claims_a_layer_and_sends_nothing_holds_nobody_up() {
         bench.store.prune(Scope::All, &mut |_| {}).unwrap();
         assert!(bench.names("layers").is_empty() && bench.names("tmp").is_empty() && bench.names("partial").is_empty());
     }
+}
+
+#[test]
+fn manifests_that_list_themselves_or_ten_thousand_layers_are_refused() {
+    let bench = Bench::new();
+    let mut shelf = Shelf::of(&image(&["content"]));
+    // Its own digest is not to be had; a registry can only pretend.
+    let itself = Digest::of(b"the digest it says it has");
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let entry = serde_json::json!({"mediaType": media_type, "digest": itself.to_string(), "size": 300});
+    let index = serde_json::json!({"schemaVersion": 2, "mediaType": media_type, "manifests": [entry]});
+    shelf.root = serde_json::to_vec(&index).unwrap();
+    shelf.root_type = media_type.into();
+    shelf.documents.insert(itself, shelf.root.clone());
+    let error = pull(&bench.store, &shelf).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DigestMismatch, "{error}");
+
+    let mut oci = image(&["content"]);
+    oci.layers = std::iter::repeat_n(oci.layers[0].clone(), 10_000).collect();
+    oci.diff_ids = std::iter::repeat_n(oci.diff_ids[0], 10_000).collect();
+    let error = pull(&bench.store, &Shelf::of(&oci)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");
+    assert!(error.to_string().ends_with("10000 layers, more than 128"), "{error}");
+    assert_nothing_came(&bench, "too many layers");
 }
