@@ -5,11 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use anyhow::Context;
-use futures_util::StreamExt;
 use runner_wire::PATH;
 use rustix::net::sockopt::socket_peercred;
 use tokio::net::UnixListener;
-use zbus::{Guid, MessageStream};
 
 use crate::broker::Broker;
 use crate::caller::Peer;
@@ -50,18 +48,7 @@ async fn connection(broker: Arc<Broker>, stream: UnixStream) -> anyhow::Result<(
         anyhow::bail!("process {} of user {} may not use the broker", peer.pid, peer.uid);
     }
     let (session, calls) = Session::new(broker, peer);
-    let connection = zbus::connection::Builder::unix_stream(stream)
-        .server(Guid::generate())
-        .p2p()
-        .serve_at(PATH, session)
-        .build()
-        .await?;
-    let mut messages = MessageStream::from(&connection);
-    while let Some(message) = messages.next().await {
-        if message.is_err() {
-            break;
-        }
-    }
+    let served = runner_wire::serve(stream, PATH, session).await;
     calls.abandon();
-    Ok(())
+    Ok(served?)
 }

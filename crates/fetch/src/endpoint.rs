@@ -82,7 +82,7 @@ impl Endpoint {
             },
             // The protocol demands HEAD of every registry; some proxies in front of them know better.
             405 => Ok(digest_of(&self.try_manifest(http, tag).await?.bytes)),
-            _ => Err(self.refusal(http, &mut answer, "manifest").await),
+            _ => Err(self.refusal(http, &mut answer, "image").await),
         }
     }
 
@@ -100,7 +100,7 @@ impl Endpoint {
     async fn try_manifest(&self, http: &Http, reference: &str) -> Result<Manifest, Failure> {
         let mut answer = self.ask(http, Method::GET, "manifests", reference, accept()).await?;
         if answer.status.as_u16() != 200 {
-            return Err(self.refusal(http, &mut answer, "manifest").await);
+            return Err(self.refusal(http, &mut answer, "image").await);
         }
         let declared = declared_digest(&answer)?;
         let bytes = self.read(http, &mut answer, "manifest", DOCUMENT).await?;

@@ -4,9 +4,8 @@ use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 
-use futures_util::StreamExt;
 use runner_wire::fetch::{FETCH_PATH, FetchError, Manifest, Origin};
-use zbus::{Guid, MessageStream, OwnedFd};
+use zbus::OwnedFd;
 
 use crate::blob::Transfer;
 use crate::failure::{Failure, Kind};
@@ -73,17 +72,5 @@ impl ImageFetch {
 /// When `stream` is no connection on which D-Bus is spoken.
 pub async fn serve(stream: UnixStream, patience: Patience) -> zbus::Result<()> {
     let object = ImageFetch { patience, repository: OnceLock::new() };
-    let connection = zbus::connection::Builder::unix_stream(stream)
-        .server(Guid::generate())
-        .p2p()
-        .serve_at(FETCH_PATH, object)
-        .build()
-        .await?;
-    let mut messages = MessageStream::from(&connection);
-    while let Some(message) = messages.next().await {
-        if message.is_err() {
-            break;
-        }
-    }
-    Ok(())
+    runner_wire::serve(stream, FETCH_PATH, object).await
 }

@@ -298,8 +298,13 @@ impl Store {
         Ok((imported, lease))
     }
 
+    /// Whether a layer is there. One whose record cannot be read is not: after a power cut the record may be empty, and
+    /// whoever needs the layer makes it again.
     pub(crate) fn has_layer(&self, layer: &Digest) -> Result<bool, StoreError> {
-        Ok(self.layout.read_layer(layer)?.is_some())
+        match self.layout.read_layer(layer) {
+            Err(error) if error.kind() == ErrorKind::Damaged => Ok(false),
+            found => found.map(|found| found.is_some()),
+        }
     }
 
     /// A nameless file in the store's file system, gone when closed.

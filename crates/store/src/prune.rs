@@ -14,17 +14,27 @@ use crate::{Store, Swept, tree};
 /// again, and a tag has often moved by then.
 const PARTIAL_KEPT: Duration = Duration::from_secs(24 * 3600);
 
+/// A reference that might go.
+struct Candidate {
+    reference: String,
+    used: SystemTime,
+    /// Whether a registry has the image, too. What was imported may be the only copy; and if it went by itself, its name would
+    /// stand for whatever somebody else has put under it into a registry.
+    replaceable: bool,
+}
+
 /// How much is to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// If more than `start` percent of the file system are in use, images until at most `stop` percent are.
+    /// If more than `start` percent of the file system are in use, images that came from a registry until at most `stop`
+    /// percent are.
     Watermarks {
         /// Percent in use from which on something is done.
         start: u8,
         /// Percent in use at which it ends.
         stop: u8,
     },
-    /// Images until so many bytes are free.
+    /// Images that came from a registry until so many bytes are free.
     Room(u64),
     /// Images that were not used for so long.
     Unused(Duration),
@@ -90,9 +100,12 @@ impl Store {
         if !matches!(scope, Scope::Unused(_) | Scope::All) {
             pruned.partials += self.remove_partials(Duration::ZERO)?;
         }
-        for (reference, used) in self.by_last_use()? {
+        for Candidate { reference, used, replaceable } in self.by_last_use()? {
             if !self.is_asked_for(scope, false)? {
                 break;
+            }
+            if !replaceable && matches!(scope, Scope::Watermarks { .. } | Scope::Room(_)) {
+                continue;
             }
             if let Scope::Unused(span) = scope
                 && used.elapsed().unwrap_or_default() < span
@@ -125,14 +138,14 @@ impl Store {
     }
 
     /// References, the one that was not used for longest first.
-    fn by_last_use(&self) -> Result<Vec<(String, SystemTime)>, StoreError> {
+    fn by_last_use(&self) -> Result<Vec<Candidate>, StoreError> {
         let _reading = self.layout.lock(Share::Shared)?;
-        let mut all: Vec<(String, SystemTime)> = Vec::new();
+        let mut all = Vec::new();
         for (record, file) in self.references()? {
-            let used = file.metadata().and_then(|metadata| metadata.modified());
-            all.push((record.reference, used.unwrap_or(SystemTime::UNIX_EPOCH)));
+            let used = file.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+            all.push(Candidate { reference: record.reference, used, replaceable: record.digest.is_some() });
         }
-        all.sort_by_key(|(_, used)| *used);
+        all.sort_by_key(|candidate| candidate.used);
         Ok(all)
     }
 

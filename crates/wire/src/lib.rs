@@ -6,6 +6,7 @@
 
 mod client;
 pub mod fetch;
+mod serve;
 
 use std::collections::HashMap;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use zbus::{OwnedFd, Type};
 
 pub use client::{CallError, connect};
+pub use serve::serve;
 
 /// Where the broker listens.
 pub const SOCKET: &str = "/run/runner/guestd.sock";

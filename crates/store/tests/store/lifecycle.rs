@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
-use runner_store::{Digest, ErrorKind, Progress, Source, Store};
+use runner_store::{Digest, ErrorKind, Progress, Scope, Source, Store};
 
 use crate::fixtures::{Bench, Oci, REFERENCE, Tar, pack};
 
@@ -220,6 +220,19 @@ fn debris_of_every_kind_is_swept() {
 }
 
 #[test]
+fn what_was_imported_goes_only_when_somebody_says_so() {
+    let bench = Bench::new();
+    let (source, _) = image(&bench, "oci", &["a"]);
+    bench.import(REFERENCE, &source).unwrap();
+    for scope in [Scope::Watermarks { start: 0, stop: 0 }, Scope::Room(u64::MAX)] {
+        let pruned = bench.store.prune(scope, &mut |_| {}).unwrap();
+        assert_eq!(pruned.references, Vec::<String>::new(), "{scope:?}: no registry has it");
+        assert!(bench.store.resolve(REFERENCE).unwrap().is_some(), "{scope:?}");
+    }
+    assert_eq!(bench.store.prune(Scope::All, &mut |_| {}).unwrap().references, [REFERENCE]);
+}
+
+#[test]
 fn damage_is_reported_and_repaired_by_another_import() {
     let bench = Bench::new();
     let (source, oci) = image(&bench, "oci", &["a", "b"]);
@@ -227,9 +240,10 @@ fn damage_is_reported_and_repaired_by_another_import() {
     let layer = bench.images().join("layers").join(oci.diff_ids[0].hex());
     let config = bench.images().join("blobs/sha256").join(Digest::of(&oci.config_text()).hex());
     let record = bench.images().join("images").join(&bench.names("images")[0]);
-    let damages: [(&str, &dyn Fn()); 5] = [
+    let damages: [(&str, &dyn Fn()); 6] = [
         ("layer", &|| fs::remove_dir_all(&layer).unwrap()),
         ("layer record", &|| fs::remove_file(layer.join("layer.json")).unwrap()),
+        ("layer record empty", &|| fs::write(layer.join("layer.json"), "").unwrap()),
         ("config gone", &|| fs::remove_file(&config).unwrap()),
         ("config changed", &|| fs::write(&config, "{}").unwrap()),
         ("image record", &|| fs::write(&record, "").unwrap()),
