@@ -183,7 +183,7 @@ async fn wrong_bytes_are_left_to_the_caller() {
 }
 
 #[tokio::test]
-async fn a_full_disk_and_a_gone_reader_are_local() {
+async fn a_full_disk_and_a_gone_reader_are_told_apart() {
     let registry = Registry::start().unwrap();
     let digest = registry.put_blob(REPOSITORY, content(SIZE));
     let fetcher = fetcher(&registry).await;
@@ -191,7 +191,7 @@ async fn a_full_disk_and_a_gone_reader_are_local() {
     let disk = full();
     let outcome = fetcher.blob(&digest, SIZE as u64, 0, false, disk.as_fd().into(), writer.as_fd().into()).await;
     let (kind, text) = failed(outcome);
-    assert_eq!(kind, "Local", "{text}");
+    assert_eq!(kind, "Full", "{text}");
     assert!(text.contains("No space left on device"), "{text}");
     fill(&mut writer, 10);
     drop(writer);
