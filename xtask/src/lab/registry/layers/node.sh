@@ -1,0 +1,1 @@
+echo "NODE_VERSION=$(chroot . dpkg-query --show --showformat '${source:Upstream-Version}' nodejs | sed 's/[+~].*//')"

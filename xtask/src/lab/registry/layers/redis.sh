@@ -1,0 +1,1 @@
+echo "REDIS_VERSION=$(chroot . dpkg-query --show --showformat '${source:Upstream-Version}' redis-server)"
