@@ -69,14 +69,15 @@ pub(crate) struct LayerRecord {
 }
 
 impl LayerRecord {
-    /// Whether the machine stopped before the layer was known to be on the disk.
+    /// Whether the machine stopped before the layer was known to be on the disk. Who cannot tell which boot this is (a unit
+    /// with `ProcSubset=pid`) takes no layer for lost.
     pub(crate) fn is_lost(&self) -> bool {
-        self.unsettled.as_deref().is_some_and(|boot| boot != this_boot())
+        let now = this_boot();
+        self.unsettled.as_deref().is_some_and(|boot| boot != now && !now.is_empty())
     }
 }
 
-/// Names the time since the machine started (proc_sys_kernel(5), `random/boot_id`); empty where nothing does, which is no
-/// boot of any record.
+/// Names the time since the machine started (proc_sys_kernel(5), `random/boot_id`); empty where it cannot be read.
 pub(crate) fn this_boot() -> &'static str {
     static BOOT: OnceLock<String> = OnceLock::new();
     BOOT.get_or_init(|| {

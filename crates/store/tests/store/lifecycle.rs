@@ -329,3 +329,32 @@ fn stores_and_leases_can_cross_threads() {
     crosses::<runner_store::Lease>();
     crosses::<runner_store::StoreError>();
 }
+
+#[test]
+fn a_layer_that_did_not_reach_the_disk_before_the_machine_stopped_is_absent() {
+    let bench = Bench::new();
+    let (source, oci) = image(&bench, "oci", &["a", "b"]);
+    bench.import(REFERENCE, &source).unwrap();
+    let record = bench.images().join("layers").join(oci.diff_ids[0].hex()).join("layer.json");
+    let settled: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    assert!(
+        settled.get("unsettled").is_none(),
+        "an import from this machine is on the disk when it is done: {settled}"
+    );
+    let unsettle = |boot: &str| {
+        let mut lost = settled.clone();
+        lost["unsettled"] = boot.into();
+        fs::write(&record, lost.to_string()).unwrap();
+    };
+    // Of this boot: complete, and settled by whoever has the time.
+    unsettle(fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim());
+    assert_eq!(bench.store.resolve(REFERENCE).unwrap().unwrap().layers().len(), 2);
+    assert_eq!((bench.store.settle().unwrap(), bench.store.settle().unwrap()), (1, 0));
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&fs::read(&record).unwrap()).unwrap(), settled);
+    // Of another one: as if it had never been pulled.
+    unsettle("11111111-2222-3333-4444-555555555555");
+    assert!(bench.store.resolve(REFERENCE).is_err());
+    assert_eq!(bench.store.sweep().unwrap().layers, 2);
+    assert!(bench.store.resolve(REFERENCE).unwrap().is_none());
+    assert_eq!(bench.import(REFERENCE, &source).unwrap().reused, 0);
+}
