@@ -132,9 +132,16 @@ fn watermarks_are_those_of_the_configuration() {
     // More than one percent of any disk the tests run on is in use.
     let bench = Bench::new("RUNNER_IMAGE_COLLECT_START=2\nRUNNER_IMAGE_COLLECT_STOP=1\n");
     bench.import("ci/base");
+    let record =
+        fs::read_dir(bench.path("images/refs")).expect("the store").next().expect("a reference").expect("it").path();
+    // It may be the only copy, and a registry may have another image of this name.
+    let out = bench.expect(0, &["prune", "--auto"]);
+    assert!(out.starts_with("Nothing to remove; ") && out.contains("above RUNNER_IMAGE_COLLECT_STOP=1"), "{out}");
+    let mut reference = json(&fs::read_to_string(&record).expect("a record"));
+    reference["digest"] = format!("sha256:{}", "0".repeat(64)).into();
+    fs::write(&record, reference.to_string()).expect("as if it had been pulled");
     let out = bench.expect(0, &["prune", "--auto"]);
     assert!(out.starts_with("Removed ci/base:latest\n"), "{out}");
-    assert!(out.contains("above RUNNER_IMAGE_COLLECT_STOP=1"), "{out}");
 }
 
 #[test]

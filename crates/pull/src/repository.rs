@@ -42,10 +42,14 @@ impl Drop for HangUp {
     fn drop(&mut self) {
         self.given_up.store(true, Ordering::Relaxed);
         if let Ok(stream) = &self.stream {
-            // One that is closed already is what is wanted.
-            let _ = stream.shutdown(Shutdown::Both);
+            hang_up(stream);
         }
     }
+}
+
+fn hang_up(stream: &UnixStream) {
+    // One that is closed already is what is wanted.
+    let _ = stream.shutdown(Shutdown::Both);
 }
 
 impl Repository {
@@ -119,6 +123,11 @@ impl Remote for Repository {
 
     fn is_given_up(&self) -> bool {
         self.given_up.load(Ordering::Relaxed)
+    }
+
+    fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+        hang_up(&self.stream);
     }
 
     fn blob(&self, blob: &BlobRequest<'_>, file: OwnedFd) -> Result<Fetching, StoreError> {

@@ -36,6 +36,8 @@ struct Work<'a> {
     order: Vec<usize>,
     next: AtomicUsize,
     failed: AtomicBool,
+    /// What failed first. Whatever fails after that was given up because of it.
+    failure: Mutex<Option<StoreError>>,
 }
 
 impl Store {
@@ -59,6 +61,7 @@ impl Store {
             order,
             next: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
+            failure: Mutex::default(),
         };
         let ImageSource { config, manifest, digest, documents, .. } = image;
         let named = Named { config, manifest: *manifest, digest: *digest, documents };
@@ -117,17 +120,19 @@ impl Work<'_> {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let threads = (cores + 1).min(AT_A_TIME).min(self.order.len());
         let progress = Mutex::new(progress);
-        let mut results: Vec<(usize, Result<Held, StoreError>)> = std::thread::scope(|scope| {
+        let mut results: Vec<(usize, Held)> = std::thread::scope(|scope| {
             let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| self.some(&progress))).collect();
             workers.into_iter().flat_map(|worker| worker.join().expect("a panic of a worker is one of ours")).collect()
         });
-        // The first one of the image, so that the same image fails in the same words.
+        if let Some(failure) = held(&self.failure).take() {
+            return Err(failure);
+        }
         results.sort_by_key(|(index, _)| *index);
-        results.into_iter().map(|(_, held)| held).collect()
+        Ok(results.into_iter().map(|(_, held)| held).collect())
     }
 
     /// One layer after the other, until there is none or something failed.
-    fn some(&self, progress: &Mutex<&mut (dyn FnMut(Progress) + Send)>) -> Vec<(usize, Result<Held, StoreError>)> {
+    fn some(&self, progress: &Mutex<&mut (dyn FnMut(Progress) + Send)>) -> Vec<(usize, Held)> {
         let mut results = Vec::new();
         while let Some(&index) = self.order.get(self.next.fetch_add(1, Ordering::Relaxed)) {
             if self.failed.load(Ordering::Relaxed) {
@@ -135,15 +140,19 @@ impl Work<'_> {
             }
             let layer = &self.image.layers[index];
             let report = &mut |what| held(progress)(what);
-            let outcome = self.one(index, layer, report).map_err(|error| error.for_layer(layer.diff_id));
-            match &outcome {
-                Ok(Held { digest, reused, .. }) => {
-                    let (layer, reused) = (*digest, *reused);
+            match self.one(index, layer, report) {
+                Ok(have) => {
+                    let (layer, reused) = (have.digest, have.reused);
                     report(Progress::Layer { index, total: self.order.len(), layer, reused });
+                    results.push((index, have));
                 }
-                Err(_) => self.failed.store(true, Ordering::Relaxed),
+                Err(error) => {
+                    held(&self.failure).get_or_insert_with(|| error.for_layer(layer.diff_id));
+                    self.failed.store(true, Ordering::Relaxed);
+                    // The others may have hours to go.
+                    self.image.give_up();
+                }
             }
-            results.push((index, outcome));
         }
         results
     }

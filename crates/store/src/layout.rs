@@ -425,7 +425,7 @@ fn create(root: &OwnedFd, path: &Path) -> Result<(), StoreError> {
     let doing = |error: Errno| StoreError::io(format_args!("create the image store {shown}"), error);
     let names = tree::names(root.as_fd()).map_err(doing)?;
     let foreign = names.iter().find(|name| {
-        let known = FOLDERS.iter().chain(&["lock", "version", "lost+found"]);
+        let known = FOLDERS.iter().chain(&["lock", "version", "boot", "lost+found"]);
         !known.into_iter().any(|known| known.as_bytes() == name.as_slice())
     });
     if let Some(name) = foreign {

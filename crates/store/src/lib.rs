@@ -78,7 +78,9 @@ impl Store {
     /// # Errors
     /// As [`open`](Store::open).
     pub fn open_with(root: &Path, limits: Limits) -> Result<Store, StoreError> {
-        Ok(Store { layout: layout::Layout::open(root)?, limits, unpacker: Unpacker::InProcess })
+        let store = Store { layout: layout::Layout::open(root)?, limits, unpacker: Unpacker::InProcess };
+        store.enter_boot()?;
+        Ok(store)
     }
 
     /// The store's folder, without symbolic links.

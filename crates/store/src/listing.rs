@@ -32,6 +32,8 @@ pub struct ImageSummary {
     pub imported: SystemTime,
     /// When it was last resolved, or imported when it never was.
     pub last_used: SystemTime,
+    /// Why it cannot be used, if it cannot; sizes are then 0.
+    pub damage: Option<String>,
 }
 
 /// What the store knows of where a reference comes from.
@@ -80,14 +82,19 @@ impl Store {
     /// All references, sorted.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`] names the first record that cannot be read.
+    /// [`ErrorKind::Damaged`] names the first reference that cannot be read. An image that cannot be used is in the list.
     pub fn list(&self) -> Result<Vec<ImageSummary>, StoreError> {
         let _reading = self.layout.lock(Share::Shared)?;
         let references = self.references()?;
         let users = self.users(&references)?;
         let mut summaries = Vec::with_capacity(references.len());
         for (record, file) in &references {
-            let summary = self.summary(record, file, &users).map_err(|error| error.for_image(&record.reference))?;
+            let summary = match self.summary(record, file, &users) {
+                Err(error) if error.kind() == ErrorKind::Damaged => {
+                    ImageSummary { damage: Some(error.to_string()), ..outline(record, file) }
+                }
+                summary => summary.map_err(|error| error.for_image(&record.reference))?,
+            };
             summaries.push(summary);
         }
         summaries.sort_by(|a, b| a.reference.cmp(&b.reference));
@@ -170,18 +177,7 @@ impl Store {
             size += bytes;
             own += if users.get(layer).is_none_or(|images| *images < 2) { bytes } else { 0 };
         }
-        let used = file.metadata().and_then(|metadata| metadata.modified());
-        Ok(ImageSummary {
-            reference: record.reference.clone(),
-            image: record.image,
-            manifest: record.manifest,
-            digest: record.digest,
-            size,
-            own,
-            layers: image.layers.len(),
-            imported: time(record.imported),
-            last_used: used.unwrap_or(SystemTime::UNIX_EPOCH),
-        })
+        Ok(ImageSummary { size, own, layers: image.layers.len(), ..outline(record, file) })
     }
 
     /// How many images have each layer. An image whose record is gone is told of where it is looked at itself.
@@ -199,6 +195,23 @@ impl Store {
             }
         }
         Ok(users)
+    }
+}
+
+/// What the reference's record alone tells.
+fn outline(record: &RefRecord, file: &File) -> ImageSummary {
+    let used = file.metadata().and_then(|metadata| metadata.modified());
+    ImageSummary {
+        reference: record.reference.clone(),
+        image: record.image,
+        manifest: record.manifest,
+        digest: record.digest,
+        size: 0,
+        own: 0,
+        layers: 0,
+        imported: time(record.imported),
+        last_used: used.unwrap_or(SystemTime::UNIX_EPOCH),
+        damage: None,
     }
 }
 

@@ -41,6 +41,9 @@ pub trait Remote: Sync {
         false
     }
 
+    /// Nothing more is wanted: what is under way should end soon, with whatever error.
+    fn give_up(&self) {}
+
     /// Begins to fetch a layer's blob: the bytes from `have` on are appended to `file` and then written into the pipe
     /// whose read end is returned. `origin_only` leaves mirrors out, since bytes from one of them were wrong.
     ///

@@ -13,8 +13,8 @@ use rustix::io::Errno;
 
 use crate::collect::digests_in;
 use crate::digest::Digest;
-use crate::error::StoreError;
-use crate::layout::{ImageRecord, LayerRecord, Layout};
+use crate::error::{ErrorKind, StoreError};
+use crate::layout::{ImageRecord, LayerRecord, Layout, this_boot};
 use crate::lock::Share;
 use crate::{Store, tree};
 
@@ -69,6 +69,22 @@ impl Store {
         Ok(Some((record, inode)))
     }
 
+    /// The first to open the store after the machine was started removes what did not reach the disk before.
+    pub(crate) fn enter_boot(&self) -> Result<(), StoreError> {
+        let (layout, boot) = (&self.layout, this_boot());
+        let entered = || std::fs::read_to_string(layout.path().join("boot")).is_ok_and(|text| text == boot);
+        if boot.is_empty() || entered() {
+            return Ok(());
+        }
+        let _collecting = layout.lock(Share::Exclusive)?;
+        match self.forget_lost() {
+            Ok(()) => layout.write_file(layout.root(), "boot", boot.as_bytes()),
+            // The store can be used all the same, and repaired only then.
+            Err(error) if error.kind() == ErrorKind::Damaged => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Removes references whose layers did not reach the disk before the machine stopped: that is the state before they
     /// were pulled. The caller holds the store's lock exclusively.
     pub(crate) fn forget_lost(&self) -> Result<(), StoreError> {
@@ -78,7 +94,8 @@ impl Store {
         for layer in digests_in(&layout.layers, "").map_err(failed)? {
             let name = format!("{}/layer.json", layer.hex());
             let record = layout.read_record::<LayerRecord>(layout.layers.as_fd(), &name);
-            if record.is_ok_and(|found| found.is_some_and(|(record, _)| record.is_lost())) {
+            // The record itself may not have reached the disk.
+            if record.map_or(true, |found| found.is_none_or(|(record, _)| record.is_lost())) {
                 lost.insert(layer);
             }
         }
@@ -88,7 +105,9 @@ impl Store {
         for (record, _) in self.references()? {
             let name = Layout::image_name(&record.image);
             let image = layout.read_record::<ImageRecord>(layout.images.as_fd(), &name).ok().flatten();
-            if image.is_some_and(|(image, _)| image.layers.iter().any(|layer| lost.contains(layer))) {
+            let needs_lost = image.is_some_and(|(image, _)| image.layers.iter().any(|layer| lost.contains(layer)));
+            // What did not come from a registry was settled; that it is damaged is worth knowing.
+            if needs_lost && record.digest.is_some() {
                 rustix::fs::unlinkat(&layout.refs, Layout::ref_name(&record.reference), AtFlags::empty())
                     .map_err(failed)?;
             }

@@ -409,6 +409,13 @@ impl<'a> ImageSource<'a> {
         matches!(self.container, Container::Remote(remote) if remote.is_given_up())
     }
 
+    /// Nothing more of the image is wanted.
+    pub(crate) fn give_up(&self) {
+        if let Container::Remote(remote) = self.container {
+            remote.give_up();
+        }
+    }
+
     /// The packed bytes of a layer, or where to fetch them.
     pub(crate) fn open_layer(&self, layer: &LayerSource) -> Result<LayerBytes<'a>, StoreError> {
         if let Container::Remote(remote) = self.container {

@@ -44,6 +44,7 @@ fn table(images: &[ImageSummary], full_digests: bool, now: SystemTime) -> String
     for (image, name) in images.iter().zip(names) {
         let used = ago(now.duration_since(image.last_used).unwrap_or_default());
         let digest = match image.digest {
+            _ if image.damage.is_some() => "damaged; pull or import it again".to_owned(),
             Some(digest) if full_digests => digest.to_string(),
             Some(digest) => short(&digest),
             None => "-".to_owned(),
@@ -73,6 +74,7 @@ fn summary(image: &ImageSummary) -> Value {
         "layers": image.layers,
         "imported": seconds(image.imported),
         "last_used": seconds(image.last_used),
+        "damage": image.damage,
     })
 }
 
@@ -136,6 +138,7 @@ mod tests {
             layers: 3,
             imported: time(1_000),
             last_used: time(used),
+            damage: None,
         }
     }
 
@@ -176,7 +179,7 @@ mod tests {
                 "shared": 4 << 20,
                 "layers": 3,
                 "imported": 1_000,
-                "last_used": 7,
+                "last_used": 7, "damage": null,
             })
         );
     }

@@ -351,10 +351,19 @@ fn a_layer_that_did_not_reach_the_disk_before_the_machine_stopped_is_absent() {
     assert_eq!(bench.store.resolve(REFERENCE).unwrap().unwrap().layers().len(), 2);
     assert_eq!((bench.store.settle().unwrap(), bench.store.settle().unwrap()), (1, 0));
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&fs::read(&record).unwrap()).unwrap(), settled);
-    // Of another one: as if it had never been pulled.
+    // Of another one, and from this machine: damaged, which is worth knowing.
     unsettle("11111111-2222-3333-4444-555555555555");
     assert!(bench.store.resolve(REFERENCE).is_err());
+    bench.store.sweep().unwrap();
+    assert!(bench.store.list().unwrap()[0].damage.as_ref().unwrap().contains("is gone"));
+    // From a registry: as if it had never been pulled, for whoever opens the store first.
+    let name = bench.images().join("refs").join(&bench.names("refs")[0]);
+    let mut reference: serde_json::Value = serde_json::from_slice(&fs::read(&name).unwrap()).unwrap();
+    reference["digest"] = Digest::of(b"a manifest").to_string().into();
+    fs::write(&name, reference.to_string()).unwrap();
+    assert!(Store::open(&bench.images()).unwrap().resolve(REFERENCE).is_err(), "not the first to open it");
+    fs::write(bench.images().join("boot"), "11111111-2222-3333-4444-555555555555").unwrap();
+    assert!(Store::open(&bench.images()).unwrap().resolve(REFERENCE).unwrap().is_none());
     assert_eq!(bench.store.sweep().unwrap().layers, 2);
-    assert!(bench.store.resolve(REFERENCE).unwrap().is_none());
     assert_eq!(bench.import(REFERENCE, &source).unwrap().reused, 0);
 }

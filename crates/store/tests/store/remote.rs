@@ -90,6 +90,12 @@ impl Remote for Shelf {
         *self.mood.lock().unwrap() == Mood::MirrorLies
     }
 
+    fn give_up(&self) {
+        if *self.mood.lock().unwrap() == Mood::Stalls {
+            self.is(Mood::Short);
+        }
+    }
+
     fn blob(&self, blob: &BlobRequest<'_>, file: OwnedFd) -> Result<Fetching, StoreError> {
         let mut bytes = self.blobs.get(blob.digest).cloned().ok_or_else(|| StoreError::fetch("no such blob"))?;
         self.note(format!("blob {}+{}", &blob.digest.hex()[..4], blob.have));
@@ -246,6 +252,19 @@ fn the_registry_itself_is_asked_when_a_mirror_lies() {
     shelf.is(Mood::MirrorLies);
     assert_eq!(pull(&bench.store, &shelf).unwrap().layers, 1);
     assert_eq!(shelf.asked().iter().filter(|what| what.starts_with("blob")).count(), 2);
+}
+
+#[test]
+fn the_first_failure_ends_a_pull_and_is_the_one_that_is_told() {
+    let bench = Bench::new();
+    // The larger one comes first, and would take for ever.
+    let oci = image(&["a layer with a long content, of which nothing comes", "b"]);
+    let mut shelf = Shelf::of(&oci);
+    shelf.blobs.remove(&oci.layers[1].2);
+    shelf.is(Mood::Stalls);
+    let line = pull(&bench.store, &shelf).unwrap_err().to_string();
+    assert!(line.contains(&oci.diff_ids[1].to_string()) && line.ends_with("no such blob"), "{line}");
+    assert_nothing_came(&bench, "a layer is not to be had");
 }
 
 #[test]
