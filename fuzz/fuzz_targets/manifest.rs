@@ -42,6 +42,10 @@ impl Remote for Registry {
         self.get(digest)
     }
 
+    fn registry(&self) -> &str {
+        "docker.io"
+    }
+
     fn has_mirrors(&self) -> bool {
         false
     }

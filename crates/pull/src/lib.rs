@@ -124,7 +124,7 @@ impl Puller {
         if policy == PullPolicy::Never {
             return Err(PullError::NotPresent { image: image.familiar() });
         }
-        let (imported, lease) = self.pull(wanted, report, &mut warnings).await?;
+        let (imported, lease) = self.pull(wanted, policy, report, &mut warnings).await?;
         Ok(Obtained { lease, pulled: Some(imported), warnings })
     }
 
@@ -192,10 +192,15 @@ impl Puller {
     async fn pull(
         &self,
         wanted: &Wanted<'_>,
+        policy: PullPolicy,
         mut report: impl FnMut(Line),
         warnings: &mut Vec<String>,
     ) -> Result<(Imported, Lease), PullError> {
         let repository = self.repository(wanted, warnings).await?;
+        if policy == PullPolicy::Always && wanted.image.digest().is_some() {
+            // The store may have all of it, from another repository, which others may not read. So it is not asked alone.
+            repository.current_digest().await?;
+        }
         // Dropped with this future: then every wait in the thread below comes to an end.
         let _hang_up = repository.hang_up();
         let name = wanted.image.to_string();

@@ -90,9 +90,10 @@ impl Repository {
         HangUp { stream: self.stream.try_clone(), given_up: Arc::clone(&self.given_up) }
     }
 
-    /// Digest that the registry gives for the tag at the moment.
+    /// Digest that the registry gives for the reference at the moment; an error if it does not have it, or not for us.
     pub(crate) async fn current_digest(&self) -> Result<Digest, PullError> {
-        let digest = self.proxy.resolve(self.image.tag().unwrap_or_default()).await;
+        let reference = self.image.digest().or(self.image.tag()).unwrap_or_default();
+        let digest = self.proxy.resolve(reference).await;
         Ok(digest.map_err(|error| self.failed(error))?.parse()?)
     }
 
@@ -115,6 +116,10 @@ impl Remote for Repository {
 
     fn configuration(&self, digest: &Digest, size: u64) -> Result<Vec<u8>, StoreError> {
         self.runtime.block_on(self.proxy.document(&digest.to_string(), size)).map_err(store_error)
+    }
+
+    fn registry(&self) -> &str {
+        self.image.domain()
     }
 
     fn has_mirrors(&self) -> bool {

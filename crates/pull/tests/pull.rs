@@ -204,6 +204,22 @@ async fn policies_of_pulling() {
 }
 
 #[tokio::test]
+async fn a_digest_is_no_key_to_images_of_others_when_the_registry_is_always_asked() {
+    let (theirs, ours) = (Registry::start().unwrap(), Registry::start().unwrap());
+    theirs.put_image("octo/secret", "1", &image("secret"));
+    let bench = Bench::with(&[&theirs, &ours], "RUNNER_IMAGE_PULL=always");
+    let secret = bench.obtain(&reference(&theirs, "octo/secret:1")).await.unwrap().lease;
+    let digest = secret.digest().unwrap();
+    let elsewhere = bench.obtain(&reference(&ours, &format!("octo/mine@{digest}"))).await;
+    let line = elsewhere.map(|obtained| obtained.lease.layers().len()).unwrap_err().to_string();
+    assert!(line.contains(&ours.host()) && line.contains("404"), "{line}");
+    // Whose it is needs to ask once, and fetches nothing.
+    theirs.forget_requests();
+    bench.obtain(&reference(&theirs, &format!("octo/secret@{digest}"))).await.unwrap();
+    assert_eq!(asked(&theirs), ["HEAD manifest"]);
+}
+
+#[tokio::test]
 async fn images_the_policy_forbids_are_not_asked_for() {
     let registry = Registry::start().unwrap();
     let published = registry.put_image("octo/tool", "1", &image("one"));

@@ -17,6 +17,20 @@ const ENOUGH: u64 = 1 << 20;
 /// Once all of a blob is there, unpacking may take so many times the time of [`Limits::stall`](crate::Limits::stall).
 const UNPACKING: u32 = 12;
 
+/// Who makes a layer out of what is on this machine. No registry is called that.
+pub(crate) const LOCAL: &str = "";
+
+/// A layer somebody needs.
+pub(crate) struct Wish<'a> {
+    pub(crate) layer: &'a Digest,
+    /// The blob it would be made of.
+    pub(crate) blob: Option<(Digest, u64)>,
+    /// The registry it would come from, or [`LOCAL`].
+    pub(crate) maker: &'a str,
+    /// Whether it is no longer needed.
+    pub(crate) given_up: &'a dyn Fn() -> bool,
+}
+
 /// A layer, and the lock that goes with its state.
 pub(crate) enum Claim {
     /// It is there, under a shared lock.
@@ -30,15 +44,11 @@ impl Store {
     /// Finds a layer, or takes the right to make it. `waiting` is called before this has to wait for whoever makes it.
     ///
     /// The exclusive lock is only ever tried. Others hold shared locks on finished layers until their image is complete;
-    /// waiting for those, two imports could wait for each other. And nobody is waited for who fetches nothing: any registry
-    /// can claim to have any layer, and would hold up everybody who needs it.
-    pub(crate) fn claim_layer(
-        &self,
-        layer: &Digest,
-        blob: Option<(Digest, u64)>,
-        given_up: &dyn Fn() -> bool,
-        waiting: &mut dyn FnMut(),
-    ) -> Result<Claim, StoreError> {
+    /// waiting for those, two imports could wait for each other. Who fetches from the same registry is waited for, since
+    /// nothing else would come of fetching the same once more; another one only as long as he gets on: any registry can
+    /// claim to have any layer, and would hold up everybody who needs it.
+    pub(crate) fn claim_layer(&self, wish: &Wish<'_>, waiting: &mut dyn FnMut()) -> Result<Claim, StoreError> {
+        let Wish { layer, blob, maker, given_up } = *wish;
         let open = || open_layer_lock(self.layout.locks.as_fd(), &layer.hex());
         let mut watch: Option<Watch> = None;
         loop {
@@ -52,7 +62,10 @@ impl Store {
                 }
                 drop(lock);
                 match Lock::attempt(open()?, Share::Exclusive)? {
-                    Some(lock) if lock.is_linked()? && !self.has_layer(layer)? => return Ok(Claim::Absent(Some(lock))),
+                    Some(lock) if lock.is_linked()? && !self.has_layer(layer)? => {
+                        lock.sign(maker)?;
+                        return Ok(Claim::Absent(Some(lock)));
+                    }
                     // Somebody else looks at the same moment, or was faster.
                     _ => std::thread::yield_now(),
                 }
@@ -64,6 +77,10 @@ impl Store {
             });
             if given_up() {
                 return Err(StoreError::fetch("given up"));
+            }
+            if Lock::signature(open()?)? == maker {
+                std::thread::sleep(LOOK_EVERY);
+                continue;
             }
             let (there, size) = blob.map_or((0, u64::MAX), |(digest, size)| (self.fetched_of(&digest), size));
             if !watch.gets_on(there, size, Instant::now()) {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
 use crate::archive::ImageArchive;
-use crate::claim::Claim;
+use crate::claim::{Claim, LOCAL, Wish};
 use crate::config;
 use crate::copy;
 use crate::digest::Digest;
@@ -197,7 +197,8 @@ impl Store {
         let stage = self.layout.stage()?;
         let (digest, record) = fill(&stage, progress)?;
         let mut waiting = || progress(Progress::Waiting { index: 0, total: 1, layer: digest });
-        let (reused, lock) = match self.claim_layer(&digest, None, &|| false, &mut waiting)? {
+        let wish = Wish { layer: &digest, blob: None, maker: LOCAL, given_up: &|| false };
+        let (reused, lock) = match self.claim_layer(&wish, &mut waiting)? {
             Claim::Present(lock) => (true, Some(lock)),
             Claim::Absent(lock) => {
                 stage.publish(&digest, &record)?;

@@ -1,13 +1,12 @@
 //! Having the layers of an image: several at a time, each unpacked once whoever needs it.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::claim::Claim;
+use crate::claim::{Claim, Wish};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, StoreError};
@@ -15,17 +14,14 @@ use crate::import::{Held, Imported, Named, Progress, new_root};
 use crate::layout::{LayerForm, LayerRecord, LayerStats};
 use crate::limits::Budget;
 use crate::lock::Lock;
-use crate::prune::Scope;
 use crate::remote::{BlobRequest, Partial, Remote};
+use crate::room::Room;
 use crate::source::{ImageSource, LayerBytes, LayerSource};
 use crate::unpacker::{Packed, UnpackedLayer, unpack_layer};
 use crate::{Lease, Store};
 
 /// Layers under way at a time, at most. Each is two busy threads while its bytes come fast.
 const AT_A_TIME: usize = 3;
-
-/// Bytes on disk for a packed byte, roughly: itself until its layer is done, and what it unpacks to.
-const SPACE_FOR_A_BYTE: u64 = 4;
 
 /// The layers of one image, as the threads that work on them see them.
 struct Work<'a> {
@@ -38,6 +34,7 @@ struct Work<'a> {
     failed: AtomicBool,
     /// What failed first. Whatever fails after that was given up because of it.
     failure: Mutex<Option<StoreError>>,
+    room: Room,
 }
 
 impl Store {
@@ -51,7 +48,7 @@ impl Store {
     ) -> Result<(Imported, Lease), StoreError> {
         let (parsed, _) = ImageConfig::parse(&image.config)?;
         parsed.check_platform()?;
-        self.make_room(image)?;
+        self.check_room(image)?;
         let mut order: Vec<usize> = (0..image.layers.len()).collect();
         order.sort_by_key(|&index| std::cmp::Reverse(image.layers[index].blob.map_or(0, |(_, size)| size)));
         let work = Work {
@@ -62,6 +59,7 @@ impl Store {
             next: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
             failure: Mutex::default(),
+            room: Room::default(),
         };
         let ImageSource { config, manifest, digest, documents, .. } = image;
         let named = Named { config, manifest: *manifest, digest: *digest, documents };
@@ -74,43 +72,6 @@ impl Store {
             }
             published => published,
         }
-    }
-}
-
-impl Store {
-    /// Removes images that were not used for longest if what is to be fetched would not fit. Nothing is fetched that has
-    /// no chance to.
-    fn make_room(&self, image: &ImageSource<'_>) -> Result<(), StoreError> {
-        if !image.is_remote() {
-            return Ok(());
-        }
-        let mut missing = HashMap::new();
-        for layer in &image.layers {
-            if let Some((_, size)) = layer.blob
-                && !self.has_layer(&layer.diff_id)?
-            {
-                missing.insert(layer.diff_id, size);
-            }
-        }
-        let packed = missing.values().fold(0, |sum: u64, size| sum.saturating_add(*size));
-        let wanted = packed.saturating_mul(SPACE_FOR_A_BYTE);
-        // Packed and unpacked, it takes this much at the very least.
-        let least = packed.saturating_mul(2);
-        let mut space = self.space()?;
-        // What does not even fit an empty disk is no reason to empty it: the sizes are the registry's word.
-        if space.free < wanted && space.total >= least {
-            self.prune(Scope::Room(wanted), &mut |_| {})?;
-            space = self.space()?;
-        }
-        if space.free < least {
-            let free = space.free;
-            let cause = format!(
-                "needs at least {least} bytes ({packed} to fetch, and to unpack) and only {free} are free; remove other \
-                 files, or images that are in use"
-            );
-            return Err(StoreError::new(ErrorKind::NoSpace, cause));
-        }
-        Ok(())
     }
 }
 
@@ -163,9 +124,11 @@ impl Work<'_> {
         let total = self.order.len();
         let given_up = || self.failed.load(Ordering::Relaxed) || self.image.is_given_up();
         let mut made = None;
+        let maker = self.image.maker();
+        let wish = Wish { layer: &digest, blob: layer.blob, maker: &maker, given_up: &given_up };
         loop {
             let mut waiting = || report(Progress::Waiting { index, total, layer: digest });
-            let claim = self.store.claim_layer(&digest, layer.blob, &given_up, &mut waiting)?;
+            let claim = self.store.claim_layer(&wish, &mut waiting)?;
             let lock = match claim {
                 Claim::Present(lock) => {
                     let (reused, stats) = (made.is_none(), made.unwrap_or_default());
@@ -262,7 +225,10 @@ impl Work<'_> {
         let total = self.order.len();
         let stage = self.store.layout.stage()?;
         let root = new_root(&stage)?;
-        let report = &mut |done| report(Progress::Unpacking { index, total, done, size: Some(size) });
+        let report = &mut |done| {
+            self.room.keep(self.store);
+            report(Progress::Unpacking { index, total, done, size: Some(size) });
+        };
         report(0);
         let before = held(&self.budget).clone();
         let mut budget = before.clone();

@@ -29,6 +29,7 @@ mod lock;
 mod manifest;
 mod prune;
 mod remote;
+mod room;
 mod sandbox;
 mod settle;
 mod source;

@@ -56,6 +56,21 @@ impl Lock {
         Lock::wait(self.0, Share::Shared)
     }
 
+    /// Writes down who holds the lock, for those who wait.
+    pub(crate) fn sign(&self, name: &str) -> Result<(), StoreError> {
+        let failed = |error| StoreError::io("sign a lock of the store", error);
+        rustix::fs::ftruncate(&self.0, 0).map_err(failed)?;
+        rustix::io::pwrite(&self.0, name.as_bytes(), 0).map_err(failed).map(drop)
+    }
+
+    /// Who holds, or held, the lock on an open file.
+    pub(crate) fn signature(fd: OwnedFd) -> Result<String, StoreError> {
+        let mut name = [0; 512];
+        let length =
+            rustix::io::pread(&fd, &mut name, 0).map_err(|error| StoreError::io("read a lock of the store", error))?;
+        Ok(String::from_utf8_lossy(&name[..length]).into_owned())
+    }
+
     /// Whether the locked file still has a name; one that was collected while we waited has none.
     pub(crate) fn is_linked(&self) -> Result<bool, StoreError> {
         let stat = rustix::fs::fstat(&self.0).map_err(|error| StoreError::io("look at a locked file", error))?;

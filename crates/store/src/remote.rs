@@ -33,6 +33,9 @@ pub trait Remote: Sync {
     /// Any; it is passed on as it is.
     fn configuration(&self, digest: &Digest, size: u64) -> Result<Vec<u8>, StoreError>;
 
+    /// The registry, as references name it. Two pulls from one registry wait for each other.
+    fn registry(&self) -> &str;
+
     /// Whether others than the registry itself may answer.
     fn has_mirrors(&self) -> bool;
 

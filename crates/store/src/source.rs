@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::archive::ImageArchive;
+use crate::claim::LOCAL;
 use crate::compression::{Compression, Decoder};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
@@ -402,6 +403,14 @@ impl<'a> ImageSource<'a> {
     /// Whether layers have to be fetched.
     pub(crate) fn is_remote(&self) -> bool {
         matches!(self.container, Container::Remote(_))
+    }
+
+    /// Whose word the layers' names are.
+    pub(crate) fn maker(&self) -> String {
+        match self.container {
+            Container::Remote(remote) => remote.registry().to_owned(),
+            _ => LOCAL.to_owned(),
+        }
     }
 
     /// Whether nobody wants the image any more.

@@ -26,6 +26,10 @@ struct Slow {
 }
 
 impl Remote for Slow {
+    fn registry(&self) -> &str {
+        "docker.io"
+    }
+
     fn root(&self) -> Result<(String, Vec<u8>), StoreError> {
         Ok((String::new(), self.oci.manifest_text()))
     }

@@ -30,6 +30,7 @@ enum Mood {
 
 /// A repository. Remembers what it was asked.
 struct Shelf {
+    registry: String,
     root: Vec<u8>,
     root_type: String,
     documents: HashMap<Digest, Vec<u8>>,
@@ -42,6 +43,7 @@ impl Shelf {
     fn of(oci: &Oci) -> Shelf {
         let (manifest, config) = (oci.manifest_text(), oci.config_text());
         Shelf {
+            registry: "docker.io".into(),
             root: manifest.clone(),
             root_type: "application/vnd.oci.image.manifest.v1+json".into(),
             documents: [&manifest, &config].map(|text| (Digest::of(text), text.clone())).into(),
@@ -84,6 +86,10 @@ impl Remote for Shelf {
     fn configuration(&self, digest: &Digest, _size: u64) -> Result<Vec<u8>, StoreError> {
         self.note("configuration".into());
         self.document(digest)
+    }
+
+    fn registry(&self) -> &str {
+        &self.registry
     }
 
     fn has_mirrors(&self) -> bool {
@@ -363,15 +369,20 @@ fn images_go_in_the_order_of_their_last_use_but_not_those_in_use() {
 }
 
 #[test]
-fn an_image_that_cannot_fit_is_not_fetched() {
+fn an_image_that_cannot_fit_is_not_fetched_and_makes_nobody_go() {
     let bench = Bench::new();
-    let mut oci = image(&["content"]);
-    oci.layers[0].3 = u64::MAX / 2;
-    let shelf = Shelf::of(&oci);
-    let error = pull(&bench.store, &shelf).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
-    assert!(shelf.asked().iter().all(|what| !what.starts_with("blob")));
-    assert_nothing_came(&bench, "no room");
+    bench.store.pull("docker.io/library/here:1", None, &Shelf::of(&image(&["here"])), &mut |_| {}).unwrap();
+    let space = bench.store.space().unwrap();
+    for size in [u64::MAX / 2, space.total, space.free / 2 + (1 << 30)] {
+        let mut oci = image(&["content"]);
+        oci.layers[0].3 = size;
+        let shelf = Shelf::of(&oci);
+        let error = pull(&bench.store, &shelf).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+        assert!(shelf.asked().iter().all(|what| !what.starts_with("blob")));
+        assert_eq!(bench.names("tmp").len(), 0);
+        assert!(bench.store.resolve("docker.io/library/here:1").unwrap().is_some(), "a claim removes nothing");
+    }
 }
 
 #[test]
@@ -384,7 +395,8 @@ fn a_registry_that_claims_a_layer_and_sends_nothing_holds_nobody_up() {
     let mut other_blob = Oci::of(&[]);
     other_blob.push(&tar, tar.clone(), TAR);
     for oci in [image(&["content"]), other_blob] {
-        let (slow, quick) = (Shelf::of(&oci), Shelf::of(&image(&["content"])));
+        let (mut slow, quick) = (Shelf::of(&oci), Shelf::of(&image(&["content"])));
+        slow.registry = "evil.example".into();
         slow.is(Mood::Stalls);
         let slow_store = open();
         std::thread::scope(|scope| {
@@ -427,4 +439,36 @@ fn manifests_that_list_themselves_or_ten_thousand_layers_are_refused() {
     assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");
     assert!(error.to_string().ends_with("10000 layers, more than 128"), "{error}");
     assert_nothing_came(&bench, "too many layers");
+}
+
+#[test]
+fn who_pulls_from_the_same_registry_waits_however_slow_it_is() {
+    let bench = Bench::new();
+    let limits = Limits { stall: Duration::from_millis(50), ..Limits::default() };
+    let open = || Store::open_with(&bench.images(), limits.clone()).unwrap();
+    let (first, second) = (Shelf::of(&image(&["content"])), Shelf::of(&image(&["content"])));
+    first.is(Mood::Stalls);
+    let (store, other) = (open(), open());
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| store.pull("docker.io/library/slow:1", None, &first, &mut |_| {}).map(drop));
+        while first.asked.lock().unwrap().len() < 3 {
+            std::thread::yield_now();
+        }
+        let (waits, is_waiting) = std::sync::mpsc::channel();
+        let waiting = scope.spawn(|| {
+            let waits = waits;
+            other.pull(REFERENCE, None, &second, &mut |progress| {
+                if matches!(progress, runner_store::Progress::Waiting { .. }) {
+                    waits.send(()).unwrap();
+                }
+            })
+        });
+        is_waiting.recv().unwrap();
+        // Several times what another registry would be given.
+        assert!(is_waiting.recv_timeout(Duration::from_millis(300)).is_err(), "it waits once, and goes on waiting");
+        assert!(second.asked.lock().unwrap().iter().all(|what| !what.starts_with("blob")));
+        first.is(Mood::Well);
+        assert!(slow.join().unwrap().is_err(), "it got nothing");
+        assert_eq!(waiting.join().unwrap().unwrap().0.reused, 0, "and then it was the other one's turn");
+    });
 }
