@@ -78,7 +78,7 @@ impl Store {
             if given_up() {
                 return Err(StoreError::fetch("given up"));
             }
-            if Lock::signature(open()?)? == maker {
+            if Lock::signature(&open()?)? == maker {
                 std::thread::sleep(LOOK_EVERY);
                 continue;
             }

@@ -64,10 +64,10 @@ impl Lock {
     }
 
     /// Who holds, or held, the lock on an open file.
-    pub(crate) fn signature(fd: OwnedFd) -> Result<String, StoreError> {
+    pub(crate) fn signature(fd: &OwnedFd) -> Result<String, StoreError> {
         let mut name = [0; 512];
         let length =
-            rustix::io::pread(&fd, &mut name, 0).map_err(|error| StoreError::io("read a lock of the store", error))?;
+            rustix::io::pread(fd, &mut name, 0).map_err(|error| StoreError::io("read a lock of the store", error))?;
         Ok(String::from_utf8_lossy(&name[..length]).into_owned())
     }
 
