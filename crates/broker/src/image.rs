@@ -8,7 +8,7 @@ use runner_model::message;
 use runner_model::protocol::{ImageSource, Registry};
 use runner_model::registry_auth;
 use runner_pull::{Line, Obtained, Wanted};
-use runner_store::{Lease, Scope, Space, Store};
+use runner_store::{Lease, Scope, Store};
 
 use crate::broker::Broker;
 use crate::call::{Cancellation, Output, Stop};
@@ -82,8 +82,7 @@ impl Broker {
 
 fn collect(store: &Store, scope: Scope) -> Result<(), runner_store::StoreError> {
     let Scope::Watermarks { start, .. } = scope else { return Ok(()) };
-    let full = |space: Space| space.percent_used() > start;
-    if full(store.space()?) {
+    if store.percent_used()? > start {
         store.prune(scope, &mut |reference| tracing::info!("removed image {reference}: the disk is too full"))?;
     }
     Ok(())

@@ -17,6 +17,10 @@ const ENOUGH: u64 = 1 << 20;
 /// Once all of a blob is there, unpacking may take so many times the time of [`Limits::stall`](crate::Limits::stall).
 const UNPACKING: u32 = 12;
 
+/// Who fetches the very same bytes from the same registry is given so many times that time for each byte: a registry may ask
+/// to be left alone for a while, and a process may be stopped.
+const SAME: u32 = 30;
+
 /// Who makes a layer out of what is on this machine. No registry is called that.
 pub(crate) const LOCAL: &str = "";
 
@@ -44,12 +48,13 @@ impl Store {
     /// Finds a layer, or takes the right to make it. `waiting` is called before this has to wait for whoever makes it.
     ///
     /// The exclusive lock is only ever tried. Others hold shared locks on finished layers until their image is complete;
-    /// waiting for those, two imports could wait for each other. Who fetches from the same registry is waited for, since
-    /// nothing else would come of fetching the same once more; another one only as long as he gets on: any registry can
-    /// claim to have any layer, and would hold up everybody who needs it.
+    /// waiting for those, two imports could wait for each other. Who fetches the same blob from the same registry is waited
+    /// for with much patience, since nothing else would come of fetching it once more; another one only as long as he gets
+    /// on: any image can claim to have any layer, and would hold up everybody who needs it.
     pub(crate) fn claim_layer(&self, wish: &Wish<'_>, waiting: &mut dyn FnMut()) -> Result<Claim, StoreError> {
         let Wish { layer, blob, maker, given_up } = *wish;
         let open = || open_layer_lock(self.layout.locks.as_fd(), &layer.hex());
+        let mine = format!("{maker} {}", blob.map_or_else(String::new, |(digest, _)| digest.to_string()));
         let mut watch: Option<Watch> = None;
         loop {
             if let Some(lock) = Lock::attempt(open()?, Share::Shared)? {
@@ -63,7 +68,8 @@ impl Store {
                 drop(lock);
                 match Lock::attempt(open()?, Share::Exclusive)? {
                     Some(lock) if lock.is_linked()? && !self.has_layer(layer)? => {
-                        lock.sign(maker)?;
+                        // Unsigned, on a full disk for instance, it is anybody's.
+                        let _ = lock.sign(&mine);
                         return Ok(Claim::Absent(Some(lock)));
                     }
                     // Somebody else looks at the same moment, or was faster.
@@ -78,12 +84,9 @@ impl Store {
             if given_up() {
                 return Err(StoreError::fetch("given up"));
             }
-            if Lock::signature(&open()?)? == maker {
-                std::thread::sleep(LOOK_EVERY);
-                continue;
-            }
             let (there, size) = blob.map_or((0, u64::MAX), |(digest, size)| (self.fetched_of(&digest), size));
-            if !watch.gets_on(there, size, Instant::now()) {
+            let same = Lock::signature(&open()?)? == mine;
+            if !watch.gets_on(same, there, size, Instant::now()) {
                 return Ok(Claim::Absent(None));
             }
             std::thread::sleep(LOOK_EVERY);
@@ -109,13 +112,19 @@ impl Watch {
         Watch { stall, since: now, seen: 0 }
     }
 
-    /// Whether it is worth waiting on, when `there` of `size` bytes are there `now`.
-    fn gets_on(&mut self, there: u64, size: u64, now: Instant) -> bool {
-        if there >= self.seen.saturating_add(ENOUGH) || (there == size && self.seen < size) {
+    /// Whether it is worth waiting on, when `there` of `size` bytes are there `now`. `same`: they are the very bytes that would
+    /// be fetched otherwise, from the same place.
+    fn gets_on(&mut self, same: bool, there: u64, size: u64, now: Instant) -> bool {
+        let enough = if same { 1 } else { ENOUGH };
+        if there >= self.seen.saturating_add(enough) || (there == size && self.seen < size) {
             *self = Watch { since: now, seen: there, ..*self };
         }
-        let allowed = if self.seen == size { self.stall * UNPACKING } else { self.stall };
-        now.duration_since(self.since) < allowed
+        let times = match (same, self.seen == size) {
+            (true, _) => SAME,
+            (false, true) => UNPACKING,
+            (false, false) => 1,
+        };
+        now.duration_since(self.since) < self.stall * times
     }
 }
 
@@ -130,16 +139,24 @@ mod tests {
         let mib = |count: u64| count << 20;
         // Nothing comes.
         let mut watch = Watch::new(Duration::from_secs(10), start);
-        assert!(watch.gets_on(0, mib(100), at(9)) && !watch.gets_on(100, mib(100), at(10)));
+        assert!(watch.gets_on(false, 0, mib(100), at(9)) && !watch.gets_on(false, 100, mib(100), at(10)));
         // A mebibyte in nine seconds, all the time; then all is there, and is being unpacked.
         let mut watch = Watch::new(Duration::from_secs(10), start);
         for turn in 1..=100 {
-            assert!(watch.gets_on(mib(turn), mib(100), at(turn * 9)), "{turn}");
+            assert!(watch.gets_on(false, mib(turn), mib(100), at(turn * 9)), "{turn}");
         }
-        assert!(watch.gets_on(mib(100), mib(100), at(900 + 119)));
-        assert!(!watch.gets_on(mib(100), mib(100), at(900 + 120)));
+        assert!(watch.gets_on(false, mib(100), mib(100), at(900 + 119)));
+        assert!(!watch.gets_on(false, mib(100), mib(100), at(900 + 120)));
+        // The same bytes from the same place: five minutes for each.
+        let mut watch = Watch::new(Duration::from_secs(10), start);
+        assert!(watch.gets_on(true, 0, mib(100), at(299)) && watch.gets_on(true, 1, mib(100), at(299)));
+        assert!(watch.gets_on(true, 1, mib(100), at(598)) && !watch.gets_on(true, 1, mib(100), at(599)));
         // A small blob is there at once.
         let mut watch = Watch::new(Duration::from_secs(10), start);
-        assert!(watch.gets_on(10, 10, at(5)) && watch.gets_on(10, 10, at(100)) && !watch.gets_on(10, 10, at(125)));
+        assert!(
+            watch.gets_on(false, 10, 10, at(5))
+                && watch.gets_on(false, 10, 10, at(100))
+                && !watch.gets_on(false, 10, 10, at(125))
+        );
     }
 }

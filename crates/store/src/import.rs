@@ -172,7 +172,8 @@ impl Store {
                     let root = new_root(stage)?;
                     let report = &mut |done| progress(Progress::Unpacking { index: 0, total: 1, done, size });
                     let packed = Packed::stretch(file, 0, u64::MAX);
-                    let unpacked = unpack_layer(&self.unpacker, packed, None, root.as_fd(), &mut budget, report)?;
+                    let unpacked =
+                        unpack_layer(&self.unpacker, packed, None, root.as_fd(), &mut budget, &|| false, report)?;
                     let UnpackedLayer { diff_id: digest, stats, marked_end, tree } = unpacked;
                     if !marked_end {
                         // No digest says what should be there, so the mark is all that tells a whole archive.

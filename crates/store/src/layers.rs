@@ -61,6 +61,8 @@ impl Store {
             failure: Mutex::default(),
             room: Room::default(),
         };
+        // On a full disk not even the first byte comes.
+        work.room.keep(self);
         let ImageSource { config, manifest, digest, documents, .. } = image;
         let named = Named { config, manifest: *manifest, digest: *digest, documents };
         let held = work.all(progress)?;
@@ -122,7 +124,7 @@ impl Work<'_> {
     fn one(&self, index: usize, layer: &LayerSource, report: &mut dyn FnMut(Progress)) -> Result<Held, StoreError> {
         let digest = layer.diff_id;
         let total = self.order.len();
-        let given_up = || self.failed.load(Ordering::Relaxed) || self.image.is_given_up();
+        let given_up = || self.is_given_up();
         let mut made = None;
         let maker = self.image.maker();
         let wish = Wish { layer: &digest, blob: layer.blob, maker: &maker, given_up: &given_up };
@@ -144,6 +146,11 @@ impl Work<'_> {
                 return Ok(Held { digest, reused: false, stats, _lock: lock });
             }
         }
+    }
+
+    /// Whether what is under way is of no use any more.
+    fn is_given_up(&self) -> bool {
+        self.failed.load(Ordering::Relaxed) || self.image.is_given_up()
     }
 
     /// Unpacks a layer into its place.
@@ -230,10 +237,11 @@ impl Work<'_> {
             report(Progress::Unpacking { index, total, done, size: Some(size) });
         };
         report(0);
+        let given_up = || self.is_given_up();
         let before = held(&self.budget).clone();
         let mut budget = before.clone();
         let UnpackedLayer { diff_id, stats, tree, .. } =
-            unpack_layer(&self.store.unpacker, packed, layer.blob, root.as_fd(), &mut budget, report)?;
+            unpack_layer(&self.store.unpacker, packed, layer.blob, root.as_fd(), &mut budget, &given_up, report)?;
         held(&self.budget).spend_as(&before, &budget)?;
         if diff_id != layer.diff_id {
             let cause = format!("unpacks to {diff_id}, which is not its diff id");

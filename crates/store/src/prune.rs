@@ -26,7 +26,7 @@ struct Candidate {
 /// How much is to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// If more than `start` percent of the file system are in use, images that came from a registry until at most `stop`
+    /// If more than `start` percent of the file system's bytes or inodes are in use, images that came from a registry until at most `stop`
     /// percent are.
     Watermarks {
         /// Percent in use from which on something is done.
@@ -83,6 +83,22 @@ impl Store {
         Ok(Space { total: used.saturating_add(free), free })
     }
 
+    /// Percent in use of the store's file system: of its bytes or of its inodes, whatever is scarcer. An image of empty files
+    /// takes hardly any bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn percent_used(&self) -> Result<u8, StoreError> {
+        Ok(self.space()?.percent_used().max(self.inodes()?.percent_used()))
+    }
+
+    /// Inodes, in all and those that can be used; none in all where the file system makes as many as it needs.
+    pub(crate) fn inodes(&self) -> Result<Space, StoreError> {
+        let stat = rustix::fs::fstatvfs(self.layout.root())
+            .map_err(|error| StoreError::io("ask for the inodes of the store's file system", error))?;
+        Ok(Space { total: stat.f_files, free: stat.f_favail })
+    }
+
     /// Removes what nobody needs, and then images until `scope` is satisfied or only such are left that are in use. Safe at
     /// any time, beside pulls and leases of other processes. `removed` hears of each image as it goes.
     ///
@@ -131,7 +147,7 @@ impl Store {
     /// Whether more must go. What is freed counts from the moment it is free, so the file system is asked each time.
     fn is_asked_for(&self, scope: Scope, first: bool) -> Result<bool, StoreError> {
         Ok(match scope {
-            Scope::Watermarks { start, stop } => self.space()?.percent_used() > if first { start } else { stop },
+            Scope::Watermarks { start, stop } => self.percent_used()? > if first { start } else { stop },
             Scope::Room(bytes) => self.space()?.free < bytes,
             Scope::Unused(_) | Scope::All => true,
         })

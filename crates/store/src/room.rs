@@ -14,6 +14,9 @@ use crate::source::ImageSource;
 /// than arrives between two looks.
 const KEPT_FREE: u64 = 512 << 20;
 
+/// Percent of the inodes in use from which on images make way, and at which that ends.
+const INODES: Scope = Scope::Watermarks { start: 95, stop: 90 };
+
 /// Keeps room while an image arrives.
 #[derive(Debug, Default)]
 pub(crate) struct Room {
@@ -25,13 +28,16 @@ impl Room {
     /// Removes images that were not used for longest when room gets scarce. Called as bytes arrive.
     pub(crate) fn keep(&self, store: &Store) {
         let Ok(mut exhausted) = self.exhausted.try_lock() else { return };
-        let Ok(space) = store.space() else { return };
+        let (Ok(space), Ok(inodes)) = (store.space(), store.inodes()) else { return };
         let kept = KEPT_FREE.min(space.total / 20);
-        if *exhausted || space.free >= kept {
-            return;
-        }
+        let scope = match (space.free < kept, inodes.percent_used() > 95) {
+            _ if *exhausted => return,
+            (true, _) => Scope::Room(kept * 2),
+            (false, true) => INODES,
+            (false, false) => return,
+        };
         // What cannot be removed is no failure of the pull, which may fit all the same.
-        let pruned = store.prune(Scope::Room(kept * 2), &mut |_| {});
+        let pruned = store.prune(scope, &mut |_| {});
         *exhausted = pruned.map_or(true, |pruned| pruned.references.is_empty());
     }
 }

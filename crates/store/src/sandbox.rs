@@ -13,8 +13,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -31,6 +34,12 @@ use crate::unpacker::{Packed, UnpackedLayer};
 
 /// Longest message in either direction. Ours are below 2 KiB.
 pub(crate) const MESSAGE_BYTES: usize = 16 << 10;
+
+/// How long the process may say nothing. It speaks for each 256 KiB it has read, and reads as long as bytes come.
+const SILENCE: Duration = Duration::from_secs(3600);
+
+/// How often somebody looks whether the layer is still wanted.
+const LOOK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 
 /// Descriptors of a [`Job`]: the layer's folder, the user namespace, the packed file, the pipe if there is one.
 pub(crate) const JOB_DESCRIPTORS: usize = 4;
@@ -113,12 +122,12 @@ impl From<Kind> for ErrorKind {
 
 /// [`unpack_layer`](crate::unpacker::unpack_layer) in a process of its own.
 pub(crate) fn unpack(
-    program: &Path,
-    base: u32,
+    (program, base): (&Path, u32),
     packed: Packed,
     blob: Option<(Digest, u64)>,
     root: BorrowedFd<'_>,
     budget: &mut Budget,
+    given_up: &dyn Fn() -> bool,
     report: &mut dyn FnMut(u64),
 ) -> Result<UnpackedLayer, StoreError> {
     let lines = runner_idmap::image(base);
@@ -158,7 +167,7 @@ pub(crate) fn unpack(
         // The end of the pipe, or of who reads it, must be seen by the other side.
         drop(descriptors);
         drop(rest);
-        let outcome = process.converse(root, blob.map_or(u64::MAX, |(_, size)| size), report);
+        let outcome = process.converse(root, blob.map_or(u64::MAX, |(_, size)| size), given_up, report);
         drop(process);
         drop(over);
         accept(&outcome?, budget)
@@ -213,10 +222,12 @@ impl Process<'_> {
         &mut self,
         root: BorrowedFd<'_>,
         size: u64,
+        given_up: &dyn Fn() -> bool,
         report: &mut dyn FnMut(u64),
     ) -> Result<Outcome, StoreError> {
         let mut buffer = vec![0; MESSAGE_BYTES];
         loop {
+            self.listen(given_up)?;
             let (length, descriptor) = match receive(self.socket.as_fd(), &mut buffer) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(self.ended()),
@@ -244,6 +255,21 @@ impl Process<'_> {
                 Err(_) => return Err(self.nonsense()),
             }
         }
+    }
+
+    /// Waits for the next word, but not for ever: a layer can be made so that it takes days, and then says nothing.
+    fn listen(&self, given_up: &dyn Fn() -> bool) -> Result<(), StoreError> {
+        let since = Instant::now();
+        while since.elapsed() < SILENCE {
+            let mut socket = [PollFd::new(&self.socket, PollFlags::IN)];
+            match poll(&mut socket, Some(&LOOK_EVERY)) {
+                Ok(0) | Err(Errno::INTR) if given_up() => return Err(StoreError::fetch("given up")),
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(StoreError::io("wait for the unpacking process", error)),
+            }
+        }
+        Err(StoreError::limit(format!("nothing of it was unpacked for {} minutes", SILENCE.as_secs() / 60)))
     }
 
     fn ended(&mut self) -> StoreError {

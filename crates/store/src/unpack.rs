@@ -22,6 +22,11 @@ use crate::tree_digest::{Recorded, recorded_digest};
 /// Symbolic links followed for one path, as in the kernel.
 const MAX_LINKS: usize = 40;
 
+/// Directories opened one by one, for each entry on average and beyond that. Forty links to the longest of targets are 30,000
+/// of them for one entry, and with millions of entries a small layer would take days.
+const STEPS_OF_AN_ENTRY: u64 = 64;
+const STEPS_FREE: u64 = 1 << 18;
+
 /// Prefix of a whiteout's name (OCI image-spec, `layer.md`).
 const WHITEOUT: &[u8] = b".wh.";
 
@@ -58,6 +63,7 @@ pub(crate) fn unpack(
         mark,
         recorded: Recorded::default(),
         stats: LayerStats::default(),
+        steps: 0,
         buffer: Box::new([0; BUFFER]),
     };
     while let Some(entry) = entries.next()? {
@@ -81,6 +87,8 @@ struct Unpacker<'a> {
     mark: MarkOpaque<'a>,
     recorded: Recorded,
     stats: LayerStats,
+    /// Directories opened one by one so far.
+    steps: u64,
     buffer: Box<[u8; BUFFER]>,
 }
 
@@ -402,6 +410,10 @@ impl Unpacker<'_> {
         let mut opened: Vec<OwnedFd> = Vec::new();
         let mut links = 0;
         while let Some(component) = todo.pop() {
+            self.steps += 1;
+            if self.steps > STEPS_FREE + STEPS_OF_AN_ENTRY * self.stats.entries {
+                return Err(StoreError::limit("too many symbolic links above it and the entries before it"));
+            }
             if component == b".." {
                 opened.pop();
                 continue;

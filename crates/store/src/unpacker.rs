@@ -101,20 +101,23 @@ pub(crate) struct UnpackedLayer {
 }
 
 /// Unpacks packed bytes into `root`, checking digest and size of the packed bytes. `report` hears how many packed bytes
-/// were read.
+/// were read. Another process is ended when `given_up` says that nobody wants the layer any more.
 pub(crate) fn unpack_layer(
     unpacker: &Unpacker,
     packed: Packed,
     blob: Option<(Digest, u64)>,
     root: BorrowedFd<'_>,
     budget: &mut Budget,
+    given_up: &dyn Fn() -> bool,
     report: &mut dyn FnMut(u64),
 ) -> Result<UnpackedLayer, StoreError> {
     match unpacker {
         Unpacker::InProcess => {
             unpack_here(packed, blob, root, budget, &mut |dir| crate::tree::mark_opaque(dir), report)
         }
-        Unpacker::Sandboxed { program, base } => sandbox::unpack(program, *base, packed, blob, root, budget, report),
+        Unpacker::Sandboxed { program, base } => {
+            sandbox::unpack((program, *base), packed, blob, root, budget, given_up, report)
+        }
     }
 }
 

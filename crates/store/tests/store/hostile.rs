@@ -168,6 +168,26 @@ fn links_that_nest_cannot_make_a_tree_deeper_than_the_limit() {
 }
 
 #[test]
+fn links_cannot_make_a_small_layer_take_days() {
+    let bench = Bench::with(super::unpacker());
+    let mut tar = Tar::new().dir("a/");
+    for first in ["L", "M"] {
+        for link in 0..39 {
+            let target = format!("{}{first}{}", "a/../".repeat(790), link + 1);
+            tar = tar.pax(&[("linkpath", target.as_bytes())]).symlink(&format!("{first}{link}"), "");
+        }
+        tar = tar.symlink(&format!("{first}39"), "a");
+    }
+    // Never the same parent twice in a row.
+    for entry in 0..400 {
+        tar = tar.file(&format!("{}0/f", if entry % 2 == 0 { "L" } else { "M" }), "");
+    }
+    let source = bench.path("oci");
+    Oci::of(&[tar.end()]).write(&source);
+    refused(&bench, "slow links", &Source::OciDirectory(source), ErrorKind::LimitExceeded, "too many symbolic links");
+}
+
+#[test]
 fn bytes_that_are_not_what_their_descriptor_says_are_refused() {
     use ErrorKind::{BadSource, DigestMismatch};
     let tar = Tar::new().file("f", &"content ".repeat(1000)).end();
