@@ -10,6 +10,7 @@ mod lab;
 mod manifest;
 mod progress;
 mod sim;
+mod soak;
 mod workspace;
 
 use std::ffi::OsString;
@@ -88,6 +89,17 @@ enum Command {
         /// Further arguments of the stand-in
         #[arg(last = true)]
         args: Vec<OsString>,
+    },
+    /// Pull, run and collect many images in the lab while the broker and its helpers are killed at random
+    #[command(
+        after_help = "Removes every image of the lab host. Exit status: 0 if everything ran, and the store is clean and nothing \
+                            is left.\n\nExamples:\n  cargo xtask soak\n  cargo xtask soak --images 50 --seed 7"
+    )]
+    Soak {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        amounts: soak::Amounts,
     },
     /// Check format and lints, run unit tests and lab tests, count what was skipped
     #[command(after_help = "With CI=true in the environment a skipped test is a failure.\n\nExamples:\n  \
@@ -238,6 +250,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Bench { which, amounts, json } => {
             bench::run(&Workspace::find()?, &which.lab()?, &amounts, json.as_deref())
         }
+        Command::Soak { which, amounts } => soak::run(&Workspace::find()?, &which.lab()?, &amounts),
         Command::Test { which, no_lab, filter } => {
             check::run(&Workspace::find()?, &check::Plan { filter, no_lab, lab: which.lab()? })
         }

@@ -7,7 +7,7 @@ use runner_model::image_ref::Reference;
 use runner_model::message;
 use runner_model::protocol::{ImageSource, Registry};
 use runner_model::registry_auth;
-use runner_pull::{Line, Obtained, Wanted};
+use runner_pull::{News, Obtained, Wanted};
 use runner_store::{Lease, Scope, Store};
 
 use crate::broker::Broker;
@@ -40,23 +40,19 @@ impl Broker {
         let image = Reference::parse(text).context(field)?;
         let found = registry.map(|registry| registry_auth::from_request(registry, &image));
         let (credentials, warning) = found.map_or((None, None), |found| (found.credentials, found.warning));
-        let say = |text: &str| {
-            if let Some(output) = output {
-                output.say(&message::warning(text));
-            }
-        };
-        warning.iter().for_each(|warning| say(warning));
+        if let (Some(output), Some(warning)) = (output, warning) {
+            output.say(&message::warning(&warning));
+        }
 
         let wanted = Wanted { image: &image, credentials, policy: None };
         let mut group = Group { output, title: format!("Pulling {}", image.familiar()), open: false };
         let obtained = tokio::select! {
             biased;
-            obtained = self.puller.obtain(&wanted, |line| group.say(&line)) => obtained,
+            obtained = self.puller.obtain(&wanted, |news| group.tell(&news)) => obtained,
             () = cancellation.reached(Stop::Ask) => bail!("{field}: cancelled while the image was being pulled"),
         };
         drop(group);
-        let Obtained { lease, pulled, warnings } = obtained.context(field)?;
-        warnings.iter().for_each(|warning| say(warning));
+        let Obtained { lease, pulled } = obtained.context(field)?;
         if pulled.is_some() {
             self.tidy_store();
         }
@@ -102,22 +98,33 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
-    fn say(&mut self, line: &Line) {
+    fn tell(&mut self, news: &News) {
         let Some(output) = self.output else { return };
-        if !self.open {
-            output.say(&message::group(&self.title));
-            self.open = true;
+        match news {
+            News::Progress(line) => {
+                if !self.open {
+                    output.say(&message::group(&self.title));
+                    self.open = true;
+                }
+                output.say(&line.to_string());
+            }
+            News::Warning(text) => {
+                self.close();
+                output.say(&message::warning(text));
+            }
         }
-        output.say(&line.to_string());
+    }
+
+    fn close(&mut self) {
+        if let Some(output) = self.output.filter(|_| self.open) {
+            output.say(&message::endgroup());
+            self.open = false;
+        }
     }
 }
 
 impl Drop for Group<'_> {
     fn drop(&mut self) {
-        if self.open
-            && let Some(output) = self.output
-        {
-            output.say(&message::endgroup());
-        }
+        self.close();
     }
 }

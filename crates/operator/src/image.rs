@@ -14,7 +14,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use runner_model::config::{PullPolicy, Settings};
 use runner_model::image_ref::Reference;
 use runner_model::message::neutralise;
-use runner_pull::{AUTH_FILE, Board, CONFIG_FILE, Obtained, Puller, Size, Wanted};
+use runner_pull::{AUTH_FILE, Board, CONFIG_FILE, News, Obtained, Puller, Size, Wanted};
 use runner_store::{Source, Store, Unpacker};
 use serde_json::{Value, json};
 
@@ -192,20 +192,27 @@ async fn pull(
 ) -> anyhow::Result<()> {
     let image = Reference::parse(reference)?;
     let wanted = Wanted { image: &image, credentials: None, policy: policy.pull() };
-    let line = move |line| {
-        if !report.quiet {
-            note(&line);
+    let mut warnings = Vec::new();
+    let obtained = puller.obtain(&wanted, |news| match news {
+        News::Progress(line) if !report.quiet => note(&line),
+        News::Progress(_) => {}
+        News::Warning(warning) => {
+            note(&format_args!("runnerctl: warning: {}", neutralise(&warning)));
+            warnings.push(warning);
         }
-    };
-    let obtained = puller.obtain(&wanted, line).await?;
-    for warning in &obtained.warnings {
-        note(&format_args!("runnerctl: warning: {}", neutralise(warning)));
-    }
-    result(&image, &obtained, report, out)
+    });
+    let obtained = obtained.await?;
+    result(&image, &obtained, &warnings, report, out)
 }
 
-fn result(image: &Reference, obtained: &Obtained, report: Report, out: &mut dyn Write) -> anyhow::Result<()> {
-    let Obtained { lease, pulled, warnings } = obtained;
+fn result(
+    image: &Reference,
+    obtained: &Obtained,
+    warnings: &[String],
+    report: Report,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let Obtained { lease, pulled } = obtained;
     // What was imported has no digest a registry knows; its id is still better than nothing.
     let digest = lease.digest().unwrap_or_else(|| lease.id());
     let counts = pulled.as_ref().map(|pulled| (pulled.layers, pulled.layers - pulled.reused));

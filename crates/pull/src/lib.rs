@@ -71,8 +71,15 @@ pub struct Obtained {
     pub lease: Lease,
     /// What pulling came to, if something was pulled.
     pub pulled: Option<Imported>,
-    /// What the person who asked should know, one line each.
-    pub warnings: Vec<String>,
+}
+
+/// What whoever asked should know meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// How far it is: once a second.
+    Progress(Line),
+    /// Something to mend, one line. It may be what explains a failure.
+    Warning(String),
 }
 
 impl Puller {
@@ -100,32 +107,43 @@ impl Puller {
     }
 
     /// The image, pulled if the policy says so. `report` gets a line a second while pulling goes on, hence none when it is
-    /// quick.
+    /// quick, and warnings also when there is no image in the end.
     ///
     /// When the future is dropped, fetching ends. What was fetched stays for the next try.
     ///
     /// # Errors
     /// One line that names the image and what to do.
-    pub async fn obtain(&self, wanted: &Wanted<'_>, report: impl FnMut(Line)) -> Result<Obtained, PullError> {
+    pub async fn obtain(&self, wanted: &Wanted<'_>, mut report: impl FnMut(News)) -> Result<Obtained, PullError> {
+        let mut warnings = Vec::new();
+        let obtained = self.obtain_image(wanted, |line| report(News::Progress(line)), &mut warnings).await;
+        warnings.into_iter().for_each(|warning| report(News::Warning(warning)));
+        obtained
+    }
+
+    async fn obtain_image(
+        &self,
+        wanted: &Wanted<'_>,
+        report: impl FnMut(Line),
+        warnings: &mut Vec<String>,
+    ) -> Result<Obtained, PullError> {
         let image = wanted.image;
         image_policy::check(self.images.policy, &self.images.allow, image)?;
         let policy = wanted.policy.unwrap_or(self.images.pull);
-        let mut warnings = Vec::new();
         if policy != PullPolicy::Always
-            && let Some((lease, known)) = self.present(image, policy, &mut warnings).await?
+            && let Some((lease, known)) = self.present(image, policy, warnings).await?
         {
             if policy == PullPolicy::Never || !self.is_stale(image, &known) {
-                return Ok(Obtained { lease, pulled: None, warnings });
+                return Ok(Obtained { lease, pulled: None });
             }
-            if self.is_current(wanted, &known, &mut warnings).await? {
-                return Ok(Obtained { lease, pulled: None, warnings });
+            if self.is_current(wanted, &known, warnings).await? {
+                return Ok(Obtained { lease, pulled: None });
             }
         }
         if policy == PullPolicy::Never {
             return Err(PullError::NotPresent { image: image.familiar() });
         }
-        let (imported, lease) = self.pull(wanted, policy, report, &mut warnings).await?;
-        Ok(Obtained { lease, pulled: Some(imported), warnings })
+        let (imported, lease) = self.pull(wanted, policy, report, warnings).await?;
+        Ok(Obtained { lease, pulled: Some(imported) })
     }
 
     /// What the store has of the image.

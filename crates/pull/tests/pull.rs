@@ -14,7 +14,7 @@ use runner_model::config::{Fragment, Merged, PullPolicy};
 use runner_model::image_ref::Reference;
 use runner_model::registry_auth::Credentials;
 use runner_model::secret::Secret;
-use runner_pull::{Line, Obtained, PullError, Puller, Wanted};
+use runner_pull::{News, Obtained, PullError, Puller, Wanted};
 use runner_store::Store;
 use runner_testbed::registry::{Access, Fault, Image, Registry, TokenAccess, When};
 
@@ -56,8 +56,7 @@ impl Bench {
         credentials: Option<Credentials>,
         policy: Option<PullPolicy>,
     ) -> Result<Obtained, PullError> {
-        let no_lines = |line: Line| panic!("it was quick, and yet: {line}");
-        self.puller.obtain(&Wanted { image, credentials, policy }, no_lines).await
+        self.puller.obtain(&Wanted { image, credentials, policy }, |_| {}).await
     }
 
     /// The error's line, after the promises every failure keeps.
@@ -177,9 +176,12 @@ async fn a_tag_is_followed_when_it_is_old_and_not_before() {
     assert_eq!(fs::read(first.lease.layers()[0].join("content")).unwrap(), b"one", "in use, so still here");
 
     registry.inject(When::always(), Fault::Status(503));
-    let offline = bench.obtain(&tagged).await.unwrap();
+    let mut news = Vec::new();
+    let wanted = Wanted { image: &tagged, credentials: None, policy: None };
+    let offline = bench.puller.obtain(&wanted, |what| news.push(what)).await.unwrap();
     assert!(offline.pulled.is_none());
-    assert!(offline.warnings[0].ends_with("using the image that is here"), "{:?}", offline.warnings);
+    let warned = |what: &News| matches!(what, News::Warning(text) if text.ends_with("using the image that is here"));
+    assert!(news.iter().any(warned), "{news:?}");
     registry.heal();
     registry.inject(When::always(), Fault::Status(404));
     assert!(bench.obtain(&tagged).await.is_err(), "a tag that is gone is not the same as a registry that is down");
@@ -381,6 +383,10 @@ async fn who_waits_is_told_what_for() {
     let tagged = reference(&registry, "octo/tool:1");
     let mut lines = Vec::new();
     let wanted = Wanted { image: &tagged, credentials: None, policy: None };
-    bench.puller.obtain(&wanted, |line| lines.push(line.to_string())).await.unwrap();
+    let note = |what| match what {
+        News::Progress(line) => lines.push(line.to_string()),
+        News::Warning(text) => panic!("{text}"),
+    };
+    bench.puller.obtain(&wanted, note).await.unwrap();
     assert!(lines.iter().any(|line| line.starts_with("layer ") && line.contains("/s (")), "{lines:?}");
 }

@@ -216,7 +216,8 @@ impl Work<'_> {
             if origin_only || (have == 0 && !remote.has_mirrors()) {
                 return Err(error);
             }
-            origin_only = true;
+            // A beginning that was wrong says nothing about the mirrors.
+            origin_only = have == 0;
             partial.start_over()?;
         }
     }

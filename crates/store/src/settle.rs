@@ -18,6 +18,9 @@ use crate::layout::{ImageRecord, LayerRecord, Layout, this_boot};
 use crate::lock::Share;
 use crate::{Store, tree};
 
+/// Which file it is: inode, and seconds and nanoseconds of its last change.
+type FileId = (u64, i64, i64);
+
 impl Store {
     /// Brings every layer to the disk that is not known to be there. How many. Takes as long as the disk takes; meant for
     /// the background after a pull, and for a timer.
@@ -29,8 +32,8 @@ impl Store {
         let failed = |error: Errno| StoreError::io("bring layers to the disk", error);
         let mut unsettled = Vec::new();
         for layer in digests_in(&layout.layers, "").map_err(failed)? {
-            if let Some((_, inode)) = self.unsettled(&layer)? {
-                unsettled.push((layer, inode));
+            if let Some((_, file)) = self.unsettled(&layer)? {
+                unsettled.push((layer, file));
             }
         }
         if unsettled.is_empty() {
@@ -41,9 +44,9 @@ impl Store {
         // Nothing is collected meanwhile.
         let _publishing = layout.lock(Share::Shared)?;
         let mut settled = 0;
-        for (layer, inode) in unsettled {
+        for (layer, file) in unsettled {
             // Another layer of this name, made since, is not on the disk.
-            let Some((record, _)) = self.unsettled(&layer)?.filter(|(_, now)| *now == inode) else { continue };
+            let Some((record, _)) = self.unsettled(&layer)?.filter(|(_, now)| *now == file) else { continue };
             let text = serde_json::to_vec(&LayerRecord { unsettled: None, ..record });
             let text = text.expect("numbers and flags always serialise");
             let folder = tree::open_dir(layout.layers.as_fd(), layer.hex().as_bytes()).map_err(failed)?;
@@ -53,8 +56,8 @@ impl Store {
         Ok(settled)
     }
 
-    /// The record of a layer that is not settled, and the inode of its file.
-    fn unsettled(&self, layer: &Digest) -> Result<Option<(LayerRecord, u64)>, StoreError> {
+    /// The record of a layer that is not settled, and which file that is: inode and time of its last change.
+    fn unsettled(&self, layer: &Digest) -> Result<Option<(LayerRecord, FileId)>, StoreError> {
         let name = format!("{}/layer.json", layer.hex());
         let found = match self.layout.read_record::<LayerRecord>(self.layout.layers.as_fd(), &name) {
             // A damaged record makes the layer absent, not the others.
@@ -65,8 +68,9 @@ impl Store {
         if record.unsettled.is_none() || record.is_lost() {
             return Ok(None);
         }
-        let inode = file.metadata().map_err(|error| StoreError::io("look at layer.json", error))?.ino();
-        Ok(Some((record, inode)))
+        let metadata = file.metadata().map_err(|error| StoreError::io("look at layer.json", error))?;
+        // File systems give an inode's number away again at once.
+        Ok(Some((record, (metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))))
     }
 
     /// The first to open the store after the machine was started removes what did not reach the disk before.

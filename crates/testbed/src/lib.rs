@@ -8,7 +8,8 @@
 //! [`output`], [`log_commands`], [`context`]. Parts with effects: [`layout`], [`file_commands`], [`hook`], [`process`],
 //! [`cancel`], [`report`], [`job`], [`call`].
 //!
-//! Beside it, [`registry`]: a registry that fails as it is told to.
+//! Beside it, [`registry`]: a registry that fails as it is told to; and [`soak`]: images pulled, run and collected while
+//! things are killed.
 
 pub mod action;
 pub mod arguments;
@@ -31,6 +32,7 @@ pub mod registry;
 pub mod report;
 pub mod request;
 pub mod response;
+pub mod soak;
 mod steps;
 pub mod workflow;
 pub mod yaml;

@@ -183,7 +183,7 @@ fn what_the_image_lacks_is_named() {
         runner.call(request::prepare(container)).end()
     };
     let rows: Vec<(Ended, &[&str])> = vec![
-        (prepare("nowhere/nothing:1", ""), &["args.container.image", "nowhere/nothing:1", "runnerctl image import"]),
+        (prepare("127.0.0.1:5000/nowhere/nothing:1", ""), &["args.container.image", "nowhere/nothing:1", "404"]),
         (prepare("UPPER CASE", ""), &["args.container.image"]),
         (prepare("../../etc/passwd", ""), &["args.container.image"]),
         (prepare("", ""), &["args.container.image"]),

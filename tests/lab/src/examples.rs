@@ -10,6 +10,7 @@ use crate::hook::{Ended, Runner, TEMP, WORK, make_file, make_folder, new_respons
 use crate::host::sh;
 use crate::lab::{FOLDER, Test, tests};
 use crate::leftovers;
+use crate::registry::Configured;
 
 pub(crate) fn tests() -> Vec<Test> {
     tests![every_published_request_is_understood, what_our_images_can_serve_runs]
@@ -34,6 +35,8 @@ fn every_published_request_is_understood() {
     let mut names: Vec<PathBuf> =
         fs::read_dir(&folder).expect("it was copied").flatten().map(|entry| entry.path()).collect();
     names.sort();
+    // Their images are at registries all over the Internet, which the lab does not reach.
+    let _offline = Configured::with(&[("RUNNER_IMAGE_PULL", "never")]);
     let mut seen = 0;
     for path in names.iter().filter(|path| path.to_string_lossy().ends_with(".request.json")) {
         let name = path.display();
@@ -47,7 +50,7 @@ fn every_published_request_is_understood() {
         } else if ended.status != 0 {
             assert_eq!((ended.status, errors.len()), (125, 1), "{name}: {}", ended.story());
             let understood = [
-                "is not in the store",
+                "not in the store",
                 "not supported yet",
                 "no job container",
                 "not known",

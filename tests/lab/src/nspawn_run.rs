@@ -171,7 +171,7 @@ fn what_cannot_run_is_said_in_one_line() {
         (&["--image", image, "--", "no-such-program"][..], "no-such-program"),
         (&["--image", image, "--workdir", "/no/such", "--", "true"], "/no/such"),
         (&["--image", image, "--user", "nobody-here", "--", "true"], "nobody-here"),
-        (&["--image", "no/such:image", "--", "true"], "runnerctl image import"),
+        (&["--image", "127.0.0.1:5000/no/such:image", "--", "true"], "no/such:image"),
         (&["--image", "NO SUCH", "--", "true"], "--image"),
     ] {
         let ran = run([&["ci-nspawn-run"], words].concat());

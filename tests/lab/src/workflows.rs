@@ -10,6 +10,7 @@ use crate::fixture;
 use crate::hook::Runner;
 use crate::host::{Ran, run, sh};
 use crate::lab::{FOLDER, Need, Test, tests};
+use crate::registry::Configured;
 
 /// The official runner's stand-in.
 pub(crate) const SIMULATOR: &str = "/usr/lib/runner/testbed/runner-sim";
@@ -118,14 +119,11 @@ fn every_exit_status_reaches_the_runner() {
 }
 
 fn a_missing_image_fails_the_job_with_one_line() {
+    let _offline = Configured::with(&[("RUNNER_IMAGE_PULL", "never")]);
     let (ran, _) = simulate("missing-image.yml", &[]);
     assert_eq!(ran.status, 1, "{}", ran.text());
     let text = ran.text() + &ran.errors();
-    let lines: Vec<_> = text
-        .lines()
-        .filter(|line| line.contains("no-such-image"))
-        .filter(|line| line.contains("runnerctl image import"))
-        .collect();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("runnerctl image pull no-such-image")).collect();
     assert_eq!(lines.len(), 1, "{text}");
 }
 

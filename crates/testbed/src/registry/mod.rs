@@ -125,7 +125,15 @@ impl Registry {
     /// # Errors
     /// When there is none.
     pub fn start() -> io::Result<Registry> {
-        Registry::serve(None)
+        Registry::serve(0, None)
+    }
+
+    /// Starts one that speaks plain HTTP on this port of 127.0.0.1.
+    ///
+    /// # Errors
+    /// When somebody else has it.
+    pub fn start_on(port: u16) -> io::Result<Registry> {
+        Registry::serve(port, None)
     }
 
     /// Starts one that speaks TLS, with a certificate for `localhost` and 127.0.0.1 by `authority`.
@@ -133,7 +141,7 @@ impl Registry {
     /// # Errors
     /// When there is no free port, or the certificate cannot be made.
     pub fn start_tls(authority: &Authority) -> io::Result<Registry> {
-        Registry::serve(Some(authority.identity(&["localhost", "127.0.0.1"])?))
+        Registry::serve(0, Some(authority.identity(&["localhost", "127.0.0.1"])?))
     }
 
     /// Starts one that speaks TLS, with a certificate for these names.
@@ -141,11 +149,12 @@ impl Registry {
     /// # Errors
     /// As [`Registry::start_tls`].
     pub fn start_tls_as(authority: &Authority, names: &[&str]) -> io::Result<Registry> {
-        Registry::serve(Some(authority.identity(names)?))
+        Registry::serve(0, Some(authority.identity(names)?))
     }
 
-    fn serve(identity: Option<Identity>) -> io::Result<Registry> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    /// On any free port if it is 0.
+    fn serve(port: u16, identity: Option<Identity>) -> io::Result<Registry> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
         let address = listener.local_addr()?;
         let scheme = if identity.is_some() { "https" } else { "http" };
         let url = format!("{scheme}://{address}");
