@@ -69,19 +69,27 @@ pub(crate) struct LayerRecord {
 }
 
 impl LayerRecord {
-    /// Whether the machine stopped before the layer was known to be on the disk. Who cannot tell which boot this is (a unit
-    /// with `ProcSubset=pid`) takes no layer for lost.
+    /// Whether the machine stopped before the layer was known to be on the disk. Who cannot tell which boot this is takes
+    /// no layer for lost.
     pub(crate) fn is_lost(&self) -> bool {
         let now = this_boot();
         self.unsettled.as_deref().is_some_and(|boot| boot != now && !now.is_empty())
     }
 }
 
-/// Names the time since the machine started (proc_sys_kernel(5), `random/boot_id`); empty where it cannot be read.
+/// Where the boot's id is written at each boot, by systemd-tmpfiles.
+const BOOT_FILE: &str = "/run/runner/boot";
+
+/// Names the time since the machine started; empty where that cannot be told.
+///
+/// All programs must see the same name. `/proc/sys/kernel/random/boot_id` is not the same for a unit with a `/proc` of its own
+/// as for others, where the machine is a container; so it counts only where the appliance is not installed.
 pub(crate) fn this_boot() -> &'static str {
     static BOOT: OnceLock<String> = OnceLock::new();
     BOOT.get_or_init(|| {
-        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+        let installed = Path::new(BOOT_FILE).parent().is_some_and(Path::is_dir);
+        let file = if installed { BOOT_FILE } else { "/proc/sys/kernel/random/boot_id" };
+        std::fs::read_to_string(file).unwrap_or_default().trim().to_owned()
     })
 }
 
