@@ -140,7 +140,7 @@ impl Puller {
             }
         }
         if policy == PullPolicy::Never {
-            return Err(PullError::NotPresent { image: image.familiar() });
+            return Err(PullError::NotPresent { image: image.to_string() });
         }
         let (imported, lease) = self.pull(wanted, policy, report, warnings).await?;
         Ok(Obtained { lease, pulled: Some(imported) })
@@ -242,7 +242,7 @@ impl Puller {
             image = %wanted.image,
             digest = imported.digest.map(|digest| digest.to_string()),
             "pulled {} ({} layers, {} of them new)",
-            wanted.image.familiar(),
+            wanted.image,
             imported.layers,
             imported.layers - imported.reused
         );

@@ -98,7 +98,7 @@ impl Repository {
     }
 
     fn failed(&self, error: FetchError) -> PullError {
-        PullError::Fetch { image: self.image.familiar(), error }
+        PullError::Fetch { image: self.image.to_string(), error }
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn inspect(store: &Store, reference: &str, out: &mut dyn Write) -> an
     let reference = Reference::parse(reference)?;
     let found = store.inspect(&reference.to_string())?;
     let found = found.with_context(|| {
-        format!("image {}: not in the store; 'runnerctl image ls' shows what is", reference.familiar())
+        format!("image {}: not in the store; 'runnerctl image ls' shows what is", reference)
     })?;
     writeln!(out, "{}", json_text(&details(&found), true))?;
     Ok(())
