@@ -123,7 +123,8 @@ fn a_missing_image_fails_the_job_with_one_line() {
     let (ran, _) = simulate("missing-image.yml", &[]);
     assert_eq!(ran.status, 1, "{}", ran.text());
     let text = ran.text() + &ran.errors();
-    let lines: Vec<_> = text.lines().filter(|line| line.contains("runnerctl image pull no-such-image")).collect();
+    let lines: Vec<_> =
+        text.lines().filter(|line| line.contains("runnerctl image pull docker.io/library/no-such-image")).collect();
     assert_eq!(lines.len(), 1, "{text}");
 }
 

@@ -27,9 +27,8 @@ pub(super) fn list(store: &Store, as_json: bool, full_digests: bool, out: &mut d
 pub(super) fn inspect(store: &Store, reference: &str, out: &mut dyn Write) -> anyhow::Result<()> {
     let reference = Reference::parse(reference)?;
     let found = store.inspect(&reference.to_string())?;
-    let found = found.with_context(|| {
-        format!("image {}: not in the store; 'runnerctl image ls' shows what is", reference)
-    })?;
+    let found =
+        found.with_context(|| format!("image {reference}: not in the store; 'runnerctl image ls' shows what is"))?;
     writeln!(out, "{}", json_text(&details(&found), true))?;
     Ok(())
 }
