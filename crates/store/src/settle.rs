@@ -80,9 +80,16 @@ impl Store {
         if boot.is_empty() || entered() {
             return Ok(());
         }
-        let _collecting = layout.lock(Share::Exclusive)?;
-        match self.forget_lost() {
-            Ok(()) => layout.write_file(layout.root(), "boot", boot.as_bytes()),
+        let collecting = layout.lock(Share::Exclusive)?;
+        let forgotten = self.forget_lost().and_then(|lost| {
+            // What only they needed is as incomplete as they are.
+            let collected = if lost { self.collect()?.trash } else { Vec::new() };
+            layout.write_file(layout.root(), "boot", boot.as_bytes())?;
+            Ok(collected)
+        });
+        drop(collecting);
+        match forgotten {
+            Ok(trash) => self.empty(trash),
             // The store can be used all the same, and repaired only then.
             Err(error) if error.kind() == ErrorKind::Damaged => Ok(()),
             Err(error) => Err(error),
@@ -90,8 +97,8 @@ impl Store {
     }
 
     /// Removes references whose layers did not reach the disk before the machine stopped: that is the state before they
-    /// were pulled. The caller holds the store's lock exclusively.
-    pub(crate) fn forget_lost(&self) -> Result<(), StoreError> {
+    /// were pulled. Whether there were such layers. The caller holds the store's lock exclusively.
+    pub(crate) fn forget_lost(&self) -> Result<bool, StoreError> {
         let layout = &self.layout;
         let failed = |error: Errno| StoreError::io("forget a reference that did not reach the disk", error);
         let mut lost = std::collections::HashSet::new();
@@ -104,7 +111,7 @@ impl Store {
             }
         }
         if lost.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         for (record, _) in self.references()? {
             let name = Layout::image_name(&record.image);
@@ -116,6 +123,6 @@ impl Store {
                     .map_err(failed)?;
             }
         }
-        rustix::fs::fsync(&layout.refs).map_err(failed)
+        rustix::fs::fsync(&layout.refs).map_err(failed).map(|()| true)
     }
 }
