@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use runner_model::config::Watermarks;
 use runner_model::image_ref::Reference;
 use runner_model::message;
 use runner_model::protocol::{ImageSource, Registry};
 use runner_model::registry_auth;
 use runner_pull::{News, Obtained, Wanted};
-use runner_store::{Lease, Scope, Store};
+use runner_store::{Lease, Scope, Store, StoreError};
 
 use crate::broker::Broker;
 use crate::call::{Cancellation, Output, Stop};
@@ -65,20 +66,19 @@ impl Broker {
         let store = Arc::clone(&self.store);
         let marks = self.settings.images.collect;
         tokio::task::spawn_blocking(move || {
-            let scope = Scope::Watermarks { start: marks.start, stop: marks.stop };
             if let Err(error) = store.settle() {
                 tracing::warn!("{error}");
             }
-            if let Err(error) = collect(&store, scope) {
+            if let Err(error) = collect(&store, marks) {
                 tracing::warn!("images cannot be collected: {error}");
             }
         });
     }
 }
 
-fn collect(store: &Store, scope: Scope) -> Result<(), runner_store::StoreError> {
-    let Scope::Watermarks { start, .. } = scope else { return Ok(()) };
-    if store.percent_used()? > start {
+fn collect(store: &Store, marks: Watermarks) -> Result<(), StoreError> {
+    if store.percent_used()? > marks.start {
+        let scope = Scope::Watermarks { start: marks.start, stop: marks.stop };
         store.prune(scope, &mut |reference| tracing::info!("removed image {reference}: the disk is too full"))?;
     }
     Ok(())
@@ -99,7 +99,12 @@ struct Group<'a> {
 
 impl Group<'_> {
     fn tell(&mut self, news: &News) {
-        let Some(output) = self.output else { return };
+        let Some(output) = self.output else {
+            if let News::Warning(text) = news {
+                tracing::warn!("{text}");
+            }
+            return;
+        };
         match news {
             News::Progress(line) => {
                 if !self.open {
